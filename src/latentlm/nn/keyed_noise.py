@@ -34,7 +34,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def combine_keys(*keys: int | Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+def combine_keys(*keys: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Hash integers and integer tensors (broadcast together) into one int64 key; order matters."""
     result = torch.zeros((), dtype=torch.int64)
     for key in keys:

@@ -5,7 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def rotary_frequencies(head_dim: int, *, theta: float = 10_000.0, inclusive: bool = False) -> Float[Tensor, "half"]:
+def rotary_frequencies(
+    head_dim: int, *, theta: float = 10_000.0, inclusive: bool = False, device: torch.device | str | None = None
+) -> Float[Tensor, "half"]:
     """Angular frequency of each rotated pair: theta^(-exponent).
 
     Args:
@@ -13,9 +15,10 @@ def rotary_frequencies(head_dim: int, *, theta: float = 10_000.0, inclusive: boo
         theta: Base; larger for longer sequences.
         inclusive: Exponents run over 0..1 inclusive, as in the authors' image code; otherwise they stop short of 1
             (2j / head_dim), as in Llama.
+        device: Where the table is made.
     """
     half = head_dim // 2
-    exponents = torch.arange(half, dtype=torch.float32) / (max(half - 1, 1) if inclusive else half)
+    exponents = torch.arange(half, dtype=torch.float32, device=device) / (max(half - 1, 1) if inclusive else half)
     return theta**-exponents
 
 

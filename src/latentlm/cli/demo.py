@@ -1,0 +1,122 @@
+"""The whole path on handwritten digits: train a tokenizer, train a LatentLM, draw, score. A few minutes on two cores.
+
+Writes samples.png, report.md and report.json, and leaves both runs beside them (tokenizer/, model/), so that
+`latentlm generate DIR/model/model --labels 3,7 --out pictures` works afterwards. Interrupted, it goes on where it
+stopped when called again. The digits ship inside scikit-learn: nothing is downloaded.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TAKES_RECIPE = False
+
+_TOKENIZER_RECIPE = "image_digits_tokenizer.yaml"
+_MODEL_RECIPE = "image_digits.yaml"
+_FIRST_SAMPLE_SEED = 0
+_SAMPLE_BATCH = 128
+_ROWS_SHOWN = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where everything goes."""
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Train, draw, score, report."""
+    from latentlm.cli.generate import draw
+    from latentlm.cli.recipes import read_recipe
+    from latentlm.cli.train import train_recipe
+    from latentlm.data import open_images
+    from latentlm.evaluation.classifier import ClassifierConfig
+    from latentlm.evaluation.digits_report import DigitsReport
+    from latentlm.evaluation.image_scores import LabelledImages, compare_with_real
+    from latentlm.evaluation.reconstruction import psnr
+    from latentlm.generation.pipeline import LatentLMPipeline
+    from latentlm.pictures import picture_grid, save_picture
+    from latentlm.storage import write_file_atomically, write_json
+
+    out: Path = arguments.out
+    stages = _Stages(total=4)
+    tokenizer_recipe = read_recipe(_TOKENIZER_RECIPE, [])
+    model_recipe = read_recipe(_MODEL_RECIPE, ["--tokenizer", str(out / "tokenizer" / "model")])
+    for name, recipe, what in (
+        ("tokenizer", tokenizer_recipe, "the sigma-VAE tokenizer: an 8 x 8 digit becomes a few latent vectors"),
+        ("model", model_recipe, "LatentLM: a causal Transformer draws those vectors one by one, each by diffusion"),
+    ):
+        with stages.stage(name, what, run_dir=out / name):
+            if stopped_by := train_recipe(recipe, out / name, show_recipe=False):
+                print(f"latentlm: stopped; `latentlm demo --out {out}` goes on from there")
+                return 128 + stopped_by
+
+    def read(part) -> LabelledImages:
+        dataset = open_images(model_recipe.data, part=part)
+        batch = dataset.take(range(len(dataset)))
+        assert batch is not None, "the digits are in memory"
+        return LabelledImages(images=batch["image"], labels=batch["label"])
+
+    train, test = read("train"), read("test")
+    pipeline = LatentLMPipeline.from_pretrained(out / "model" / "model")
+    sampling = pipeline.sampling["image"]
+    with stages.stage("samples", f"{len(test)} digits, as many of each class as in the real test digits"):
+        seeds = list(range(_FIRST_SAMPLE_SEED, _FIRST_SAMPLE_SEED + len(test)))
+        images = draw(pipeline, test.labels.tolist(), seeds, sampling, batch_size=_SAMPLE_BATCH)
+        samples = LabelledImages(images=images, labels=test.labels)
+        save_picture(out / "samples.png", picture_grid(_by_class(samples), columns=len(test.labels.unique())))
+    with stages.stage("scores", "a classifier that never saw the samples judges them and the real test digits"):
+        comparison = compare_with_real(samples, train, test, judge=ClassifierConfig(), progress=True)
+        tokenizer = pipeline.tokenizers["image"]
+        decoded = tokenizer.decode(tokenizer.encode(test.images, sample=False))
+    report = DigitsReport(
+        comparison=comparison,
+        cfg_scale=sampling.cfg_scale,
+        num_inference_steps=sampling.solver.num_inference_steps,
+        solver=sampling.solver.name,
+        tokenizer_psnr=psnr(decoded, test.images),
+        num_train=len(train),
+        stage_seconds=stages.seconds,
+        reused=tuple(stages.reused),
+        seeds={
+            "tokenizer": tokenizer_recipe.trainer.seed,
+            "model": model_recipe.trainer.seed,
+            "first_sample": _FIRST_SAMPLE_SEED,
+        },
+        parameters={
+            "tokenizer": sum(parameter.numel() for parameter in tokenizer.parameters()),
+            "model": sum(parameter.numel() for parameter in pipeline.model.parameters()),
+        },
+    )
+    write_json(out / "report.json", report.as_json())
+    write_file_atomically(out / "report.md", report.as_markdown().encode())
+    print(f"\n{report.as_markdown()}\nThe digits are in {out / 'samples.png'}, the report in {out / 'report.md'}.")
+    return 0
+
+
+class _Stages:
+    """Announces and times the stages of the demo."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, what: str, *, run_dir: Path | None = None) -> Iterator[None]:
+        if run_dir is not None and run_dir.exists():
+            self.reused.append(name)
+        print(f"[{len(self.seconds) + 1}/{self.total}] {name}: {what}", flush=True)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def _by_class(samples):
+    """The first samples of each class in reading order: one column per class."""
+    import torch
+
+    columns = [samples.images[samples.labels == label][:_ROWS_SHOWN] for label in samples.labels.unique()]
+    rows = min(len(column) for column in columns)
+    return torch.stack([column[:rows] for column in columns], dim=1).flatten(0, 1)

@@ -1,0 +1,138 @@
+"""Draw images with a trained class-conditional model.
+
+Writes one PNG per image, grid.png with all of them, and generation.json with everything needed to draw them again. The
+same seed gives the same image whatever is drawn beside it.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentlm.generation.requests import LatentSamplingConfig
+
+TAKES_RECIPE = False
+
+_DEFAULT_NUM_IMAGES = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to draw, how, and where to put it."""
+    parser.add_argument("model", help="a model folder (the `model` folder of a run) or a Hugging Face hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the pictures")
+    parser.add_argument(
+        "--labels", metavar="3,7", help="classes to draw, repeated in turn; `null` draws without a class"
+    )
+    parser.add_argument("--num-images", type=int, metavar="N", help="default: one per label given, or 16")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i (default: 0)")
+    parser.add_argument("--cfg-scale", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
+    parser.add_argument("--steps", type=int, help="solver steps per latent (default: the model's)")
+    parser.add_argument("--solver", help="ddpm, ddim, dpm_multistep, dpm_singlestep, dpm_sde, euler or heun")
+    parser.add_argument("--batch-size", type=int, default=64, help="images drawn at a time (default: 64)")
+    parser.add_argument("--columns", type=int, help="columns of the grid (default: about square)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a CUDA device if there is one)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--local-files-only", action="store_true", help="never touch the network")
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Load, draw, write."""
+    _check(arguments)
+    from latentlm.cli.device import resolve_device
+    from latentlm.config import to_mapping
+    from latentlm.generation.pipeline import LatentLMPipeline
+    from latentlm.pictures import picture_grid, save_picture, to_uint8
+    from latentlm.storage import write_json
+
+    pipeline = LatentLMPipeline.from_pretrained(
+        arguments.model,
+        revision=arguments.revision,
+        local_files_only=arguments.local_files_only,
+        device=resolve_device(arguments.device),
+    )
+    num_classes = pipeline.model.config.vocabulary.num_classes
+    labels = choose_labels(arguments.labels, arguments.num_images, num_classes)
+    seeds = list(range(arguments.seed, arguments.seed + len(labels)))
+    sampling = _sampling(pipeline.sampling["image"], arguments)
+    images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size)
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    digits = max(3, len(str(len(labels) - 1)))
+    names = [f"{i:0{digits}d}_class{'null' if label is None else label}.png" for i, label in enumerate(labels)]
+    for name, picture in zip(names, to_uint8(images), strict=True):
+        save_picture(arguments.out / name, picture)
+    save_picture(arguments.out / "grid.png", picture_grid(images, columns=arguments.columns))
+    drawn = [
+        {"file": name, "label": label, "seed": seed} for name, label, seed in zip(names, labels, seeds, strict=True)
+    ]
+    write_json(
+        arguments.out / "generation.json",
+        {"model": arguments.model, "sampling": to_mapping(sampling), "images": drawn},
+    )
+    print(f"{len(labels)} pictures and grid.png are in {arguments.out}")
+    return 0
+
+
+def choose_labels(text: str | None, num_images: int | None, num_classes: int) -> list[int | None]:
+    """The class of every image to draw.
+
+    Args:
+        text: Comma-separated classes, or None for all in turn.
+        num_images: How many images; the classes are repeated in turn. None means one per class given, or 16.
+        num_classes: Of the model.
+
+    Raises:
+        ValueError: If a class is no number or not one of the model's.
+    """
+    choice: list[int | None] = list(range(num_classes))
+    if text is not None:
+        choice = [None if word.strip() == "null" else _label(word, num_classes) for word in text.split(",")]
+    count = num_images or (_DEFAULT_NUM_IMAGES if text is None else len(choice))
+    return (choice * math.ceil(count / len(choice)))[:count]
+
+
+def draw(pipeline, labels: Sequence[int | None], seeds: Sequence[int], sampling, *, batch_size: int):
+    """Images [N, C, H, W] in [-1, 1], under a progress bar that moves once per batch."""
+    import torch
+    from tqdm import tqdm
+
+    batches = []
+    with tqdm(total=len(labels), desc="drawing", unit="image") as bar:
+        for start in range(0, len(labels), batch_size):
+            chosen = slice(start, start + batch_size)
+            batch = pipeline.generate_images(labels[chosen], seeds=seeds[chosen], sampling=sampling)
+            batches.append(batch.cpu())
+            bar.update(len(batch))
+    return torch.cat(batches)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("num_images", "steps", "batch_size", "columns"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        raise ValueError(f"{arguments.out} exists already and is not empty; choose another folder, or remove it")
+
+
+def _label(word: str, num_classes: int) -> int:
+    if not word.strip().isdecimal() or int(word) >= num_classes:
+        raise ValueError(f"--labels: {word.strip()!r} is none of the model's classes, 0 to {num_classes - 1}, or null")
+    return int(word)
+
+
+def _sampling(default: "LatentSamplingConfig", arguments: argparse.Namespace) -> "LatentSamplingConfig":
+    from latentlm.config import from_mapping, to_mapping
+    from latentlm.generation.requests import LatentSamplingConfig
+
+    mapping = to_mapping(default)
+    if arguments.cfg_scale is not None:
+        mapping["cfg_scale"] = arguments.cfg_scale
+    if arguments.steps is not None:
+        mapping["solver"]["num_inference_steps"] = arguments.steps
+    if arguments.solver is not None:
+        mapping["solver"]["name"] = arguments.solver
+    # By way of the mapping, so that a misspelt solver is refused like one in a recipe.
+    return from_mapping(LatentSamplingConfig, mapping, where="sampling")

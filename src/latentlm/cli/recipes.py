@@ -1,0 +1,46 @@
+"""What the verbs that take a recipe share: finding the file, and reading it with the flags over it."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe file of this name: a path, or one of the recipes that come with the package.
+
+    `recipes/image_digits.yaml` and `image_digits.yaml` both name the packaged one where no such file exists here, so
+    that the commands of the documentation work outside a clone too.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (Path(str(resources.files("latentlm"))) / "recipes", Path(__file__).parents[3] / "recipes"):
+        packaged = folder / name.removeprefix("recipes/")
+        if packaged.is_file():
+            return packaged
+    raise ValueError(f"there is no recipe {name}, neither here nor among those that come with latentlm")
+
+
+def read_recipe(name: str, overrides: list[str]) -> Any:
+    """The recipe as a dataclass, with command-line flags written over the file.
+
+    Raises:
+        ConfigError: In a sentence, for whatever is wrong with file or flags.
+    """
+    path = find_recipe(name)  # before the imports, which take two seconds
+    from latentlm.catalog import RECIPE_CLASSES
+    from latentlm.config import load_recipe
+
+    return load_recipe(path, overrides, RECIPE_CLASSES)
+
+
+def fields_of_recipe(name: str) -> str:
+    """All fields of the recipe's kind with types, defaults and docstrings, as text."""
+    path = find_recipe(name)
+    from latentlm.catalog import RECIPE_CLASSES
+    from latentlm.config import recipe_class, recipe_help
+
+    return recipe_help(recipe_class(path, RECIPE_CLASSES))

@@ -1,0 +1,163 @@
+"""Raw in, raw out: a model together with the tokenizers it was trained with.
+
+A pipeline folder is a model folder (config.json, model.safetensors) that also holds `generation_config.json` and one
+folder per tokenizer, `tokenizers/<modality>/`.
+"""
+
+from collections.abc import Mapping, Sequence as SequenceOf
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentlm.config import from_mapping, to_mapping
+from latentlm.generation.generator import Generator
+from latentlm.generation.requests import GenerationRequest, LatentSamplingConfig, LatentSpan
+from latentlm.models.latentlm import LatentLM
+from latentlm.pretrained import resolve_folder
+from latentlm.sequence import Document, LabelPart, LatentPart, SequenceBuilder
+from latentlm.storage import publish_folder, read_json, write_json
+from latentlm.tokenizers.base import LatentTokenizer
+from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.text import ByteTokenizer
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, LatentTokenizer]) -> None:
+    """Refuse tokenizers that the model was not trained with.
+
+    Raises:
+        ValueError: If one is missing, has another latent_dim or another fingerprint.
+    """
+    for name, modality in model.config.modalities.items():
+        if name not in tokenizers:
+            raise ValueError(f"the model draws '{name}' latents but no tokenizer was given to decode them")
+        tokenizer = tokenizers[name]
+        if tokenizer.latent_dim != modality.latent_dim:
+            raise ValueError(
+                f"the {name} tokenizer gives latents of {tokenizer.latent_dim} dimensions but the model was built for "
+                f"latent_dim={modality.latent_dim}; was it trained with another tokenizer?"
+            )
+        expected = modality.tokenizer_fingerprint
+        if expected is not None and tokenizer.fingerprint() != expected:
+            raise ValueError(
+                f"this model was trained with another {name} tokenizer (fingerprint {expected[:12]}…, got "
+                f"{tokenizer.fingerprint()[:12]}…); use the one in the model's own tokenizers/{name} folder"
+            )
+
+
+class LatentLMPipeline:
+    """A trained model that takes labels and gives pictures.
+
+    Args:
+        model: The model; it is switched to evaluation mode.
+        tokenizers: Latent tokenizers by modality.
+        sampling: Defaults of every modality.
+
+    Raises:
+        ValueError: If model and tokenizers do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: LatentLM,
+        tokenizers: Mapping[str, LatentTokenizer],
+        sampling: Mapping[str, LatentSamplingConfig] | None = None,
+    ) -> None:
+        check_tokenizers(model, tokenizers)
+        self.model = model.eval()
+        self.tokenizers = dict(tokenizers)
+        self.sampling = dict(sampling or {})
+        vocabulary = model.config.vocabulary
+        self.builder = SequenceBuilder(
+            vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, local_files_only: bool = False, device: str = "cpu"
+    ) -> "LatentLMPipeline":
+        """Load a folder, or a repository of the hub.
+
+        Args:
+            source: Local folder or hub id.
+            revision: Commit, branch or tag of a hub repository.
+            local_files_only: Never touch the network.
+            device: Where to put the weights.
+        """
+        folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
+        model = LatentLM.from_pretrained(folder, device=device)
+        tokenizers: dict[str, LatentTokenizer] = {
+            name: ImageTokenizer.from_pretrained(folder / "tokenizers" / name, device=device)
+            for name in model.config.modalities
+        }
+        defaults = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).exists() else {}
+        sampling = {
+            name: from_mapping(LatentSamplingConfig, values, where=f"{GENERATION_CONFIG}: {name}")
+            for name, values in defaults.items()
+        }
+        return cls(model, tokenizers, sampling)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write everything that `from_pretrained` needs; the folder appears whole or not at all."""
+
+        def write(staging: Path) -> None:
+            self.model.write_files(staging)
+            for name, tokenizer in self.tokenizers.items():
+                assert isinstance(tokenizer, ImageTokenizer)
+                (staging / "tokenizers" / name).mkdir(parents=True)
+                tokenizer.write_files(staging / "tokenizers" / name)
+            write_json(
+                staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in self.sampling.items()}
+            )
+
+        publish_folder(Path(folder), write, replace=True)
+
+    def generate_images(
+        self,
+        labels: SequenceOf[int | None],
+        *,
+        seeds: SequenceOf[int] | None = None,
+        seed: int = 0,
+        sampling: LatentSamplingConfig | None = None,
+        batch_size: int = 256,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """One picture per label, in [-1, 1].
+
+        A picture depends on its own label and seed, not on the batch around it (up to rounding: the order of float
+        sums differs between batch sizes).
+
+        Args:
+            labels: Classes; None draws without a condition.
+            seeds: One per picture; None takes seed, seed + 1, …
+            seed: First of the default seeds.
+            sampling: Solver, steps and guidance; None takes the model's defaults.
+            batch_size: Pictures drawn at a time.
+            height: Of the picture in pixels; None is the tokenizer's training size.
+            width: Likewise.
+        """
+        tokenizer = self.tokenizers["image"]
+        assert isinstance(tokenizer, ImageTokenizer)
+        size = tokenizer.config.image_size
+        rows, columns = tokenizer.grid(height or size, width or size)
+        seeds = list(range(seed, seed + len(labels))) if seeds is None else seeds
+        generator = Generator(
+            self.model, self.builder, self.sampling if sampling is None else self.sampling | {"image": sampling}
+        )
+        requests = [
+            GenerationRequest(
+                prompt=Document((LabelPart(label),)), spans=(LatentSpan("image", rows * columns),), seed=one
+            )
+            for label, one in zip(labels, seeds, strict=True)
+        ]
+        pictures: list[Tensor] = []
+        for start in range(0, len(requests), batch_size):
+            documents = generator.generate(requests[start : start + batch_size])
+            latents = torch.stack([part.latents for doc in documents for part in doc.parts if isinstance(part, LatentPart)])
+            with torch.inference_mode():
+                pictures.append(tokenizer.decode(latents, grid=(rows, columns)))
+        return torch.cat(pictures)

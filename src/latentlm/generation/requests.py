@@ -1,0 +1,128 @@
+"""What a caller asks of the generator, and the events that answer it."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from latentlm.diffusion.guidance import GuidanceConfig
+from latentlm.diffusion.solvers import SolverConfig
+from latentlm.sequence import Document, Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSamplingConfig:
+    """How the latents of one modality are sampled; saved with a model as its default."""
+
+    cfg_scale: float = 1.0
+    """Classifier-free guidance: 1 is none. The paper's images use 1.65 to 1.75, its speech 4."""
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    """DPM-Solver++ with 20 steps is the paper's."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Where along steps and positions the guidance acts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSamplingConfig:
+    """How the next discrete token is chosen: Sample(P_d) of Eq. 1."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int | None = None
+    """Keep the k most likely ids."""
+    top_p: float = 1.0
+    """Keep the smallest set of ids whose probability reaches p."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class LatentSpan:
+    """A span of latents that the request forces."""
+
+    modality: str
+    num_latents: int | None = None
+    """Its length; None lets the model's own end token decide."""
+    max_latents: int = 4096
+    """Bound on a free length."""
+
+    @property
+    def limit(self) -> int:
+        """Most latents that the span can have."""
+        return self.max_latents if self.num_latents is None else self.num_latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One row of a batch, with its own prompt, mode, length, seed and guidance.
+
+    Attributes:
+        prompt: What comes before.
+        spans: Latent spans that follow the prompt at once, one after another ("now an image of 16 latents").
+        max_new_tokens: Free decoding after the spans: text, and spans where the model opens them, up to this many
+            positions. 0 stops after the spans.
+        negative_prompt: What the unconditional stream reads before each span. None drops the condition: the null class
+            where the model knows classes without switch tokens, nothing but the begin token otherwise.
+        seed: All noise of this request follows from it.
+        cfg_scale: Guidance of this request; None takes the modality's default.
+        text: How text is sampled.
+    """
+
+    prompt: Document
+    spans: tuple[LatentSpan, ...] = ()
+    max_new_tokens: int = 0
+    negative_prompt: Document | None = None
+    seed: int = 0
+    cfg_scale: float | None = None
+    text: TextSamplingConfig = field(default_factory=TextSamplingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.spans and self.max_new_tokens <= 0:
+            raise ValueError("the request asks for nothing: give spans, or max_new_tokens above 0")
+        if any(span.limit < 1 for span in self.spans):
+            raise ValueError("a latent span needs at least one latent")
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A discrete token was chosen, switch tokens included."""
+
+    request: int
+    token_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class LatentEvent:
+    """Latent `index` of `total` was sampled (`total` is None while the length is free)."""
+
+    request: int
+    modality: str
+    latent: Float[Tensor, "C"]
+    index: int
+    total: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class PartEvent:
+    """A part is complete."""
+
+    request: int
+    part: Part
+
+
+@dataclass(frozen=True, eq=False)
+class DoneEvent:
+    """The request is answered; `finish_reason` is "spans", "eos" or "length"."""
+
+    request: int
+    document: Document
+    finish_reason: str
+
+
+Event = TokenEvent | LatentEvent | PartEvent | DoneEvent

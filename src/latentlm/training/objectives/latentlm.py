@@ -1,0 +1,242 @@
+"""Trains a LatentLM on labelled pictures: encode, drop conditions, lay out `[label, latents]`, next-token diffusion."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from latentlm.data import ImageDataConfig, LatentDataset, make_loader, open_images
+from latentlm.generation.pipeline import LatentLMPipeline, check_tokenizers
+from latentlm.generation.requests import LatentSamplingConfig
+from latentlm.models.latentlm import LatentLM, LatentLMConfig
+from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
+from latentlm.pictures import picture_grid
+from latentlm.sequence import Document, LabelPart, LatentPart, PackedBatch, SequenceBuilder
+from latentlm.tokenizers.base import Posterior
+from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.text import ByteTokenizer
+from latentlm.training.objective import Objective
+from latentlm.training.optim import OptimConfig, OptimizerGroups, parameter_groups
+from latentlm.training.trainer import TrainerConfig
+
+# Streams of the keyed noise of one step.
+LATENT_STREAM = 11
+DROPOUT_STREAM = 12
+DIFFUSION_STREAM = 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentLMRecipe:
+    """A class-conditional LatentLM on pictures (paper Section 3.1)."""
+
+    kind: str
+    """latentlm"""
+    data: ImageDataConfig
+    """The pictures and their labels."""
+    tokenizer: str | None = None
+    """Folder of the trained image tokenizer (its run's `model` folder); usually given on the command line."""
+    latents: str | None = None
+    """Folder written by `latentlm encode`; null encodes pictures on the fly."""
+    model: LatentLMConfig
+    """The model. `vocabulary.num_classes: 0` takes the number of classes from the data."""
+    drop_cond_prob: float = 0.1
+    """Share of examples whose label is replaced by the null class, for classifier-free guidance."""
+    generation: LatentSamplingConfig = field(default_factory=LatentSamplingConfig)
+    """How pictures are sampled; saved with the model as its default."""
+    optim: OptimConfig
+    """AdamW and its schedule."""
+    trainer: TrainerConfig
+    """Steps, batch, precision, checkpoints."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_cond_prob < 1:
+            raise ValueError(f"drop_cond_prob is {self.drop_cond_prob}; it must lie in [0, 1)")
+        if "image" not in self.model.modalities:
+            raise ValueError("model.modalities has no 'image', but this kind of recipe trains on pictures")
+
+
+class LatentLMObjective(Objective):
+    """Losses of Section 2.2 on documents of one label and one picture.
+
+    Args:
+        model: What is trained.
+        tokenizer: Frozen; encodes pictures and decodes samples.
+        drop_cond_prob: Share of dropped labels.
+        sampling: For sample grids, and saved with the model.
+        grid_shape: Rows and columns of latents of the training pictures.
+    """
+
+    kind = "latentlm"
+    frozen_children: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
+    def __init__(
+        self,
+        model: LatentLM,
+        tokenizer: ImageTokenizer,
+        *,
+        optim: OptimConfig,
+        drop_cond_prob: float,
+        sampling: LatentSamplingConfig,
+    ) -> None:
+        super().__init__()
+        check_tokenizers(model, {"image": tokenizer})
+        self.model = model
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.optim = optim
+        self.drop_cond_prob = drop_cond_prob
+        self.sampling = sampling
+        vocabulary = model.config.vocabulary
+        self.builder = SequenceBuilder(
+            vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
+        )
+
+    def optimizer_groups(self) -> dict[str, OptimizerGroups]:
+        """One AdamW over the whole model."""
+        return {"model": OptimizerGroups(self.optim, parameter_groups([self.model], self.optim))}
+
+    def ema_modules(self) -> dict[str, nn.Module]:
+        """The model."""
+        return {"model": self.model}
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the backbone's layers in the backward pass."""
+        self.model.transformer.activation_checkpointing = True
+
+    @torch.no_grad()
+    def prepare(self, raw_batch: Mapping[str, Any], *, step: int, seed: int) -> tuple[PackedBatch, int]:
+        """Latents, freshly sampled from the tokenizer's posterior, in packed sequences; and the step's noise seed.
+
+        Args:
+            raw_batch: `image` [B, C, H, W] in [-1, 1], or `latent_mean` [B, N, C] from the cache; `label`, `key` [B].
+            step: From 0.
+            seed: The run's.
+        """
+        batch = super().prepare(raw_batch, step=step, seed=seed)
+        keys, labels = batch["key"], batch["label"]
+        if "image" in batch:
+            # float32 even inside autocast: the tokenizer is small next to the model, and its latents are targets.
+            with torch.autocast(self.device.type, enabled=False):
+                posterior = self.tokenizer.posterior(batch["image"])
+        else:
+            posterior = Posterior(batch["latent_mean"].float(), batch.get("latent_log_std"))
+        step_seed = int(combine_keys(seed, step))
+        latents = self.tokenizer.sample_keyed(posterior, _stream_seed(step_seed, LATENT_STREAM), keys)
+        dropped = keyed_uniform(step_seed, keys, stream=DROPOUT_STREAM) < self.drop_cond_prob
+        return self._lay_out(labels, dropped, latents, keys), _stream_seed(step_seed, DIFFUSION_STREAM)
+
+    def _lay_out(self, labels: Tensor, dropped: Tensor, latents: Tensor, keys: Tensor) -> PackedBatch:
+        vocabulary = self.model.config.vocabulary
+        if not vocabulary.switch_tokens:
+            class_ids = torch.where(dropped, vocabulary.class_id(None), labels + vocabulary.class_id(0))
+            return self.builder.collate_labelled(class_ids, "image", latents, keys)
+        documents = [
+            Document((LabelPart(None if drop else label), LatentPart("image", picture)), key)
+            for label, drop, picture, key in zip(
+                labels.tolist(), dropped.tolist(), latents.cpu(), keys.tolist(), strict=True
+            )
+        ]
+        return self.builder.collate([[self.builder.build(document)] for document in documents]).to(self.device)
+
+    def counts(self, batch: tuple[PackedBatch, int]) -> Mapping[str, float]:
+        """Discrete targets and latents."""
+        return self.model.loss_counts(batch[0])
+
+    def losses(
+        self, batch: tuple[PackedBatch, int], *, step: int, totals: Mapping[str, Tensor | float]
+    ) -> dict[str, dict[str, Tensor]]:
+        """`LatentLM.forward`."""
+        packed, noise_seed = batch
+        return {"model": self.model(packed, noise_seed=noise_seed, totals=totals)}
+
+    def pipeline(self) -> LatentLMPipeline:
+        """Model and tokenizer as users will hold them."""
+        return LatentLMPipeline(self.model, {"image": self.tokenizer}, {"image": self.sampling})
+
+    @torch.no_grad()
+    def sample_grid(self, *, seed: int) -> Tensor:
+        """Up to ten classes in columns, eight pictures each."""
+        training = self.model.training
+        columns = min(self.model.config.vocabulary.num_classes, 10)
+        labels = [label for _ in range(8) for label in range(columns)]
+        pictures = self.pipeline().generate_images(labels, seed=seed)
+        self.model.train(training)
+        return picture_grid(pictures, columns=columns)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A pipeline folder: model, tokenizer and sampling defaults."""
+        training = self.model.training
+        self.pipeline().save_pretrained(folder)
+        self.model.train(training)
+
+
+def _stream_seed(step_seed: int, stream: int) -> int:
+    return int(combine_keys(step_seed, stream))
+
+
+def build_latentlm(recipe: LatentLMRecipe) -> tuple[LatentLMObjective, Any, LatentLMRecipe]:
+    """Open the data and build what the recipe trains.
+
+    Returns:
+        The objective; a loader factory, start batch to iterator; and the recipe with what the data filled in.
+
+    Raises:
+        ValueError: If data, tokenizer and model do not fit together; the message names the flag that mends it.
+    """
+    if recipe.tokenizer is None:
+        raise ValueError(
+            "the recipe names no tokenizer; train one first (latentlm train recipes/..._tokenizer.yaml --out RUN) and "
+            "pass --tokenizer RUN/model"
+        )
+    tokenizer = ImageTokenizer.from_pretrained(recipe.tokenizer)
+    fingerprint = tokenizer.fingerprint()
+    dataset = (
+        open_images(recipe.data, part="train")
+        if recipe.latents is None
+        else LatentDataset(Path(recipe.latents), tokenizer_fingerprint=fingerprint)
+    )
+    recipe = replace(recipe, model=_fit_to_data(recipe.model, dataset.num_classes, tokenizer, fingerprint))
+    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
+        torch.manual_seed(recipe.trainer.seed)
+        model = LatentLM(recipe.model)
+    objective = LatentLMObjective(
+        model,
+        tokenizer,
+        optim=recipe.optim,
+        drop_cond_prob=recipe.drop_cond_prob,
+        sampling=recipe.generation,
+    )
+    trainer = recipe.trainer
+
+    def loader(start_batch: int) -> Iterator[Mapping[str, Any]]:
+        return make_loader(
+            dataset,
+            batch_size=trainer.batch_size,
+            seed=trainer.seed,
+            start_batch=start_batch,
+            num_workers=trainer.num_workers,
+        )
+
+    return objective, loader, recipe
+
+
+def _fit_to_data(
+    config: LatentLMConfig, num_classes: int, tokenizer: ImageTokenizer, fingerprint: str
+) -> LatentLMConfig:
+    vocabulary, image = config.vocabulary, config.modalities["image"]
+    if vocabulary.num_classes == 0:
+        vocabulary = replace(vocabulary, num_classes=num_classes)
+    elif vocabulary.num_classes != num_classes:
+        raise ValueError(
+            f"the data has {num_classes} classes but the model was configured for {vocabulary.num_classes}; "
+            f"pass --model.vocabulary.num_classes {num_classes}"
+        )
+    if image.latent_dim != tokenizer.latent_dim:
+        raise ValueError(
+            f"the tokenizer gives latents of {tokenizer.latent_dim} dimensions but the model was configured for "
+            f"{image.latent_dim}; pass --model.modalities.image.latent_dim {tokenizer.latent_dim}"
+        )
+    modalities = config.modalities | {"image": replace(image, tokenizer_fingerprint=fingerprint)}
+    return replace(config, vocabulary=vocabulary, modalities=modalities)

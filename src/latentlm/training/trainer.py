@@ -1,0 +1,322 @@
+"""One training loop for everything. It never asks what it trains: an `Objective` answers all it needs to know.
+
+    loader ─raw batches▶ OptimizationStep ─StepResult▶ MetricsLog
+                              │ every so often, at the edge of a step
+                              ├▶ evaluations and sample grid, with the averaged weights
+                              └▶ checkpoint, from which the same command continues bit for bit
+
+A run folder holds recipe.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/ and, at the end, model/ (averaged
+weights) and model_raw/.
+"""
+
+import itertools
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from latentlm.config import dump_recipe, to_mapping
+from latentlm.storage import remove_leftovers, write_file_atomically
+from latentlm.training import distributed
+from latentlm.training.checkpoint import CheckpointFolder, Progress, TrainingParts
+from latentlm.training.ema import ExponentialMovingAverage
+from latentlm.training.metrics_log import MetricsLog
+from latentlm.training.objective import Objective
+from latentlm.training.random_state import preserved_random_state, seed_generators
+from latentlm.training.run_guard import StopRequest, exclusive_run
+from latentlm.training.step import OptimizationStep, StepRecord, StepResult, fetch
+
+logger = logging.getLogger(__name__)
+
+RawBatch = Mapping[str, Any]
+Evaluation = Callable[[Objective, int], Mapping[str, float]]
+
+# Fields that say how a run is watched and where it runs, not what it computes; a resumed run may set them anew.
+MAY_CHANGE_ON_RESUME = frozenset(
+    f"trainer.{name}"
+    for name in (
+        "log_every",
+        "sample_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "num_workers",
+        "device",
+        "max_bad_steps",
+        "tensorboard",
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Length, batch, precision and rhythm of a run."""
+
+    num_steps: int
+    """Optimizer steps of the whole run; the cosine schedule ends there."""
+    batch_size: int
+    """Items of one micro-batch on one rank."""
+    num_accumulation_steps: int = 1
+    """Micro-batches per optimizer step."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type of the forward pass; weights and optimizer state stay float32."""
+    ema_half_life_ratio: float = 0.05
+    """Half-life of the moving average as a share of the run; 0 exports the last weights."""
+    log_every: int = 10
+    """Steps between updates of the progress bar and TensorBoard; metrics.jsonl has every step."""
+    sample_every: int | None = None
+    """Steps between sample grids; null for none."""
+    evaluate_every: int | None = None
+    """Steps between evaluations; null for one at the end."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; there is always one at the end, and one when a signal asks the run to stop."""
+    keep_checkpoints: int = 2
+    """Good checkpoints kept on disk."""
+    seed: int = 0
+    """Of everything that is drawn: data order, noise, dropout."""
+    num_workers: int = 0
+    """Processes that load data."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    device: str = "auto"
+    """Such as "cpu" or "cuda:1"; "auto" takes a CUDA device if there is one."""
+    max_bad_steps: int = 3
+    """The run stops after this many consecutive steps with a non-finite loss or gradient; each is skipped."""
+    tensorboard: bool = True
+    """Write TensorBoard files where it is installed."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("num_steps", "batch_size", "num_accumulation_steps", "log_every", "checkpoint_every")
+        for name in (*at_least_one, "max_bad_steps", "sample_every", "evaluate_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
+        if self.keep_checkpoints < 2:
+            raise ValueError("keep_checkpoints must be at least 2: if the newest is damaged, another must be there")
+        if self.ema_half_life_ratio < 0:
+            raise ValueError(f"ema_half_life_ratio cannot be negative, but is {self.ema_half_life_ratio}")
+
+
+class TrainingOutcome(NamedTuple):
+    """How `fit` ended."""
+
+    step: int
+    """Optimizer steps done."""
+    stopped_by: signal.Signals | None
+    """The signal that asked for the stop (a program's exit code is then 128 + its number), or None if all was done."""
+
+
+class TooManyBadStepsError(RuntimeError):
+    """The loss or its gradient was not finite for `max_bad_steps` steps in a row. No such step changed a weight."""
+
+
+class Trainer:
+    """Trains an objective in a run folder, continuing by itself what an earlier process began there.
+
+    Args:
+        objective: What to train.
+        make_loader: Number of the first micro-batch to an endless iterator of raw micro-batches. Batch b must depend
+            on b alone (and the rank), or a resumed run is not the same run.
+        config: Length, batch, precision and rhythm.
+        run_dir: Created if needed.
+        recipe: The resolved recipe, a dataclass with a `kind`; saved in the folder and with every checkpoint.
+        evaluations: Each takes (objective, steps done), with the averaged weights in place, and returns numbers.
+
+    Raises:
+        ValueError: If a trainable parameter belongs to no optimizer, or to two.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        make_loader: Callable[[int], Iterator[RawBatch]],
+        config: TrainerConfig,
+        run_dir: Path,
+        *,
+        recipe: Any,
+        evaluations: Sequence[Evaluation] = (),
+    ) -> None:
+        self.config = config
+        self.objective = objective.to(resolve_device(config.device))
+        self.make_loader = make_loader
+        self.run_dir = run_dir
+        self.recipe = recipe
+        self.evaluations = evaluations
+        if config.activation_checkpointing:
+            objective.enable_activation_checkpointing()
+        distributed.copy_from_rank_0(objective)
+        self.ema = ExponentialMovingAverage(
+            objective.ema_modules(), half_life_steps=config.ema_half_life_ratio * config.num_steps
+        )
+        self.take_step = OptimizationStep(
+            objective, num_steps=config.num_steps, precision=config.precision, ema=self.ema, seed=config.seed
+        )
+        self.checkpoints = CheckpointFolder(
+            run_dir / "checkpoints", keep=config.keep_checkpoints, may_change=MAY_CHANGE_ON_RESUME
+        )
+
+    def fit(self) -> TrainingOutcome:
+        """Train to the end, or until SIGTERM or SIGINT; then the step is finished and a checkpoint written.
+
+        Raises:
+            TooManyBadStepsError: See there.
+            ValueError: If the folder's checkpoints are all damaged or of another recipe, if another process trains
+                here, or if the loader ends.
+            StorageError: If the disk refuses a checkpoint; earlier ones are untouched.
+        """
+        with exclusive_run(self.run_dir), StopRequest() as stop:
+            progress = self._resume()
+            log = self._open_log(progress.step) if distributed.rank() == 0 else None
+            try:
+                progress = self._train(progress, stop, log)
+            finally:
+                if log is not None:
+                    log.close()
+            if progress.step < self.config.num_steps:
+                return TrainingOutcome(step=progress.step, stopped_by=stop.signal)
+            self._export()
+            return TrainingOutcome(step=progress.step, stopped_by=None)
+
+    def _resume(self) -> Progress:
+        """Continue from the newest good checkpoint, or seed the generators of a new run."""
+        if distributed.rank() == 0:
+            remove_leftovers(self.run_dir)
+        progress = self.checkpoints.restore_newest(self._parts())
+        if progress is None:
+            seed_generators(self.config.seed, distributed.rank())
+            progress = Progress()
+        else:
+            logger.info("continuing %s from step %d", self.run_dir, progress.step)
+        if distributed.rank() == 0:
+            write_file_atomically(self.run_dir / "recipe.yaml", dump_recipe(self.recipe).encode())
+        return progress
+
+    def _train(self, progress: Progress, stop: StopRequest, log: MetricsLog | None) -> Progress:
+        config = self.config
+        if progress.step == config.num_steps:
+            return progress
+        self._set_training()
+        raw_batches = self._open_loader(progress.step * config.num_accumulation_steps)
+        # The host may run ahead of an accelerator, whose results are then fetched together; a CPU has nothing to gain.
+        fetch_every = 1 if self.objective.device.type == "cpu" else config.log_every
+        pending: list[tuple[int, StepResult]] = []
+        for step in range(progress.step + 1, config.num_steps + 1):
+            micro_batches = list(itertools.islice(raw_batches, config.num_accumulation_steps))
+            if len(micro_batches) < config.num_accumulation_steps:
+                raise ValueError(f"the loader ended at step {step} of {config.num_steps}; it must be endless")
+            pending.append((step, self.take_step(micro_batches, step - 1)))
+
+            stopping = distributed.any_rank(stop.signal is not None, self.objective.device)
+            last = step == config.num_steps
+            checkpoint_due = last or stopping or step % config.checkpoint_every == 0
+            if checkpoint_due or step % fetch_every == 0 or step % config.log_every == 0:
+                records = fetch(pending)
+                pending = []
+                if log is not None:
+                    log.add_steps(records)
+                    if last or stopping or step % config.log_every == 0:
+                        log.show(records[-1])
+                progress = self._count_bad_steps(progress, records)
+            if log is not None:
+                self._observe(step, last, log)
+            if checkpoint_due:
+                if log is not None:
+                    log.sync()
+                self.checkpoints.save(self._parts(), progress)
+            if stopping:
+                break
+        return progress
+
+    def _count_bad_steps(self, progress: Progress, records: Sequence[StepRecord]) -> Progress:
+        """Count consecutive bad steps, and give up after too many."""
+        num_bad = progress.num_consecutive_bad_steps
+        for record in records:
+            num_bad = num_bad + 1 if record.bad else num_bad * record.skipped
+            if not record.bad:
+                continue
+            broken = ", ".join(
+                f"{name} is {value}" for name, value in record.values.items() if not math.isfinite(value)
+            )
+            logger.warning("step %d was skipped and changed nothing: %s", record.step, broken)
+            if num_bad >= self.config.max_bad_steps:
+                raise TooManyBadStepsError(
+                    f"{num_bad} steps in a row, up to step {record.step}, had a loss or gradient that is not finite "
+                    f"({broken}). None of them changed a weight. Try a lower learning rate, a longer warm-up, or "
+                    "precision: float32, and look at the batches of these steps"
+                )
+        return Progress(step=records[-1].step, num_consecutive_bad_steps=num_bad)
+
+    def _observe(self, step: int, last: bool, log: MetricsLog) -> None:
+        """Evaluations and samples that are due after `step` steps, with the averaged weights."""
+        evaluate_every, sample_every = self.config.evaluate_every, self.config.sample_every
+        if self.evaluations and (last or (evaluate_every is not None and step % evaluate_every == 0)):
+            with self._averaged_weights():
+                for evaluation in self.evaluations:
+                    log.add_evaluation(step, evaluation(self.objective, step))
+        if sample_every is not None and (last or step % sample_every == 0):
+            with self._averaged_weights():
+                picture = self.objective.sample_grid(seed=self.config.seed)
+            if picture is not None:
+                log.add_samples(step, picture)
+
+    def _export(self) -> None:
+        """Write what users load: the averaged weights, and the last ones."""
+        if distributed.rank() != 0:
+            return
+        with self._averaged_weights():
+            self.objective.save_pretrained(self.run_dir / "model")
+        self.objective.save_pretrained(self.run_dir / "model_raw")
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Evaluation mode with the averaged weights; leaves weights and random generators as they were."""
+        with preserved_random_state(), self.ema.swapped(), torch.no_grad():
+            self.objective.eval()
+            try:
+                yield
+            finally:
+                self._set_training()
+
+    def _set_training(self) -> None:
+        self.objective.train()
+        for name in self.objective.frozen_children:
+            self.objective.get_submodule(name).eval()
+
+    def _open_loader(self, start_batch: int) -> Iterator[RawBatch]:
+        """The loader with its first batch already drawn: starting workers takes a number from PyTorch's generator."""
+        with preserved_random_state():
+            loader = iter(self.make_loader(start_batch))
+            first = list(itertools.islice(loader, 1))
+        return itertools.chain(first, loader)
+
+    def _open_log(self, start_step: int) -> MetricsLog:
+        config = self.config
+        return MetricsLog(
+            self.run_dir,
+            num_steps=config.num_steps,
+            start_step=start_step,
+            items_per_step=config.batch_size * config.num_accumulation_steps * distributed.world_size(),
+            tensorboard=config.tensorboard,
+            description=self.objective.kind,
+        )
+
+    def _parts(self) -> TrainingParts:
+        return TrainingParts(
+            objective=self.objective,
+            optimizers=self.take_step.optimizers,
+            ema=self.ema,
+            scaler=self.take_step.scaler,
+            recipe=to_mapping(self.recipe),
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a name such as "auto", "cpu" or "cuda:1" means here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

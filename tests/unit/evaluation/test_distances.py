@@ -1,0 +1,92 @@
+"""Distances between sets of features: closed forms, null distributions, refusals."""
+
+import math
+
+import pytest
+import torch
+
+from latentlm.evaluation.distances import (
+    frechet_distance,
+    frechet_distance_of_gaussians,
+    kernel_distance,
+    precision_and_recall,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
+    # With shared eigenvectors the distance is |m_a - m_b|² + sum (sqrt a_i - sqrt b_i)².
+    rotation = torch.linalg.qr(normal(4, 4)).Q
+    variances_a, variances_b = torch.tensor([1.0, 4.0, 9.0, 0.0]).double(), torch.tensor([4.0, 4.0, 1.0, 2.0]).double()
+    mean_a, mean_b = normal(4, seed=1), normal(4, seed=2)
+    distance = frechet_distance_of_gaussians(
+        mean_a, rotation * variances_a @ rotation.T, mean_b, rotation * variances_b @ rotation.T
+    )
+    expected = (mean_a - mean_b).square().sum() + (variances_a.sqrt() - variances_b.sqrt()).square().sum()
+    # The square root of a zero eigenvalue's rounding error (1e-16) is 1e-8; 1e-6 leaves room for a few of them.
+    assert distance == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_frechet_distance_of_general_gaussians_agrees_with_the_matrix_square_root():
+    factors = normal(2, 5, 5)
+    a, b = factors @ factors.mT + torch.eye(5).double()
+    # Eigenvalues of a product of positive matrices are positive: their roots sum to tr (A B)^½.
+    root_trace = torch.linalg.eigvals(a @ b).real.sqrt().sum()
+    expected = a.trace() + b.trace() - 2 * root_trace
+    zero = torch.zeros(5).double()
+    # Well-conditioned float64: 1e-9 is far above rounding and far below any difference of formula.
+    assert frechet_distance_of_gaussians(zero, a, zero, b) == pytest.approx(expected.item(), abs=1e-9)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_even_with_fewer_samples_than_dimensions():
+    features = normal(10, 40)
+    # 30 eigenvalues are zero up to 1e-15; the sum of the square roots of such errors stays below 1e-5.
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-5)
+
+
+def test_frechet_distance_sees_a_shift_by_its_square():
+    features = normal(500, 3)
+    shift = torch.tensor([1.0, -2.0, 0.5]).double()
+    assert frechet_distance(features + shift, features) == pytest.approx(shift.square().sum().item(), abs=1e-6)
+
+
+def test_kernel_distance_is_zero_on_average_for_equal_distributions():
+    values = torch.tensor(
+        [kernel_distance(normal(40, 6, seed=2 * i), normal(60, 6, seed=2 * i + 1)) for i in range(200)]
+    )
+    standard_error = values.std() / math.sqrt(len(values))
+    # Three standard errors; the biased estimator (diagonal kept) would be off by more than ten.
+    assert values.mean().abs() < 3 * standard_error
+    assert (values < 0).any(), "an unbiased estimate of zero is sometimes negative"
+
+
+def test_kernel_distance_grows_with_a_shift():
+    real, generated = normal(200, 6, seed=1), normal(200, 6, seed=2)
+    near, far = kernel_distance(generated, real), kernel_distance(generated + 1, real)
+    assert far > 10 * abs(near)
+
+
+def test_precision_falls_when_samples_leave_the_data_and_recall_when_they_collapse():
+    real = normal(200, 2)
+    assert precision_and_recall(real, real) == (1.0, 1.0)
+    outside = precision_and_recall(normal(200, 2, seed=1) + 100, real)
+    assert outside == (0.0, 0.0)
+    precision, recall = precision_and_recall(0.01 * normal(200, 2, seed=1), real)
+    assert precision == 1.0
+    assert recall < 0.1
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision_and_recall])
+def test_features_that_are_not_finite_or_too_few_are_refused(distance):
+    with pytest.raises(ValueError, match="at least two generated"):
+        distance(normal(1, 3), normal(10, 3))
+    with pytest.raises(ValueError, match="real items are not all finite"):
+        distance(normal(10, 3), torch.full((10, 3), torch.nan))
+
+
+def test_neighbourhoods_larger_than_the_set_are_refused():
+    with pytest.raises(ValueError, match="3 neighbours need more than 3"):
+        precision_and_recall(normal(10, 2), normal(3, 2))

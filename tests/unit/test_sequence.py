@@ -1,0 +1,170 @@
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from latentlm.sequence import (
+    IGNORE_LABEL,
+    NUM_PERMANENT_IDS,
+    PADDING_DOCUMENT,
+    Document,
+    LabelPart,
+    LatentPart,
+    Part,
+    SequenceBuilder,
+    TextPart,
+    VocabularyConfig,
+    document_causal_mask,
+    pack,
+)
+from latentlm.tokenizers.text import ByteTokenizer
+
+VOCABULARY = VocabularyConfig(num_text_ids=257, switch_tokens=True, num_classes=5)
+DIMS = {"image": 4, "speech": 2}
+
+
+@pytest.fixture
+def builder() -> SequenceBuilder:
+    return SequenceBuilder(VOCABULARY, list(DIMS), ByteTokenizer())
+
+
+def latents(modality: str, count: int, value: float = 0.0) -> LatentPart:
+    return LatentPart(modality, torch.arange(count * DIMS[modality], dtype=torch.float32).view(count, -1) + value)
+
+
+def same(first: Part, second: Part) -> bool:
+    if isinstance(first, LatentPart) and isinstance(second, LatentPart):
+        return first.modality == second.modality and torch.equal(first.latents, second.latents)
+    return first == second
+
+
+parts = st.one_of(
+    st.text(min_size=1, max_size=12).map(TextPart),
+    st.one_of(st.none(), st.integers(0, 4)).map(LabelPart),
+    st.tuples(st.sampled_from(list(DIMS)), st.integers(1, 5), st.integers(0, 9)).map(lambda x: latents(*x)),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(parts, max_size=8))
+def test_restoring_undoes_building(document_parts: list[Part]) -> None:
+    builder = SequenceBuilder(VOCABULARY, list(DIMS), ByteTokenizer())
+    joined: list[Part] = []
+    for part in document_parts:  # neighbouring texts are one text
+        if isinstance(part, TextPart) and joined and isinstance(joined[-1], TextPart):
+            joined[-1] = TextPart(joined[-1].text + part.text)
+        else:
+            joined.append(part)
+    sequence = builder.build(Document(tuple(document_parts), key=3))
+    restored = builder.restore(sequence)
+    assert restored.key == 3
+    assert len(restored.parts) == len(joined)
+    assert all(same(first, second) for first, second in zip(restored.parts, joined, strict=True))
+
+
+def test_switch_token_ids_are_permanent() -> None:
+    # Part of the file format: checkpoints depend on these numbers.
+    assert VOCABULARY.pad_id == 257
+    assert [(VOCABULARY.begin_id(name), VOCABULARY.end_id(name)) for name in ("image", "speech", "video", "action")] == [
+        (258, 259),
+        (260, 261),
+        (262, 263),
+        (264, 265),
+    ]
+    assert VOCABULARY.class_id(0) == 257 + NUM_PERMANENT_IDS == 268
+    assert VOCABULARY.class_id(None) == 273
+    assert VOCABULARY.size == 274
+
+
+def test_cl100k_and_the_permanent_ids_fill_the_papers_vocabulary() -> None:
+    assert VocabularyConfig(num_text_ids=100_277, switch_tokens=True).size == 100_288  # Table 8
+
+
+def test_targets_are_the_next_tokens(builder: SequenceBuilder) -> None:
+    sequence = builder.build(Document((TextPart("a"), latents("image", 3), TextPart("b"))))
+    eos, begin, end = 256, VOCABULARY.begin_id("image"), VOCABULARY.end_id("image")
+    assert sequence.input_ids.tolist() == [eos, 97, begin, begin, begin, begin, end, 98, eos]
+    assert sequence.modality_ids.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+    # At the begin token and at a latent, "begin" says that another latent follows.
+    assert sequence.labels.tolist() == [97, begin, begin, begin, begin, end, 98, eos, IGNORE_LABEL]
+    batch = builder.collate([[sequence]])
+    assert batch.text_positions.tolist() == [0, 1, 5, 6, 7]
+    assert batch.continue_positions["image"].tolist() == [2, 3, 4]
+    assert batch.latent_positions["image"].tolist() == [3, 4, 5]
+
+
+def test_class_conditional_layout_has_no_discrete_target() -> None:
+    builder = SequenceBuilder(VocabularyConfig(num_classes=5), ["image"])
+    sequence = builder.build(Document((LabelPart(2), latents("image", 3))))
+    assert sequence.input_ids.tolist() == [2, 0, 0, 0]
+    assert sequence.modality_ids.tolist() == [0, 1, 1, 1]
+    assert sequence.labels.tolist() == [IGNORE_LABEL] * 4
+
+
+def test_vectorised_class_layout_equals_the_general_one() -> None:
+    builder = SequenceBuilder(VocabularyConfig(num_classes=5), ["speech", "image"])
+    pictures = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
+    labels, keys = torch.tensor([0, 5, 3, 2]), torch.tensor([7, -3, 2**40, 0])
+    documents = [
+        Document((LabelPart(None if label == 5 else label), LatentPart("image", picture)), key)
+        for label, picture, key in zip(labels.tolist(), pictures, keys.tolist(), strict=True)
+    ]
+    general = builder.collate([[builder.build(document)] for document in documents])
+    fast = builder.collate_labelled(labels, "image", pictures, keys)
+    for name in ("input_ids", "labels", "modality_ids", "positions", "document_ids", "text_positions"):
+        assert torch.equal(getattr(general, name), getattr(fast, name)), name
+    for name in ("latents", "latent_positions", "latent_keys"):
+        assert getattr(general, name).keys() == getattr(fast, name).keys()
+        assert torch.equal(getattr(general, name)["image"], getattr(fast, name)["image"]), name
+    assert general.plain_causal == fast.plain_causal
+    assert general.continue_positions == fast.continue_positions == {}
+
+
+def test_packing_restarts_positions_and_separates_documents(builder: SequenceBuilder) -> None:
+    first, second = (builder.build(Document((TextPart(text),))) for text in ("ab", "c"))
+    batch = builder.collate([[first, second], [second]])
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 2, 0, 0, 0, 0]]
+    assert batch.document_ids.tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0] + [PADDING_DOCUMENT] * 4]
+    assert not batch.plain_causal
+    mask = document_causal_mask(batch.document_ids)[0, 0]
+    assert not mask[4:, :4].any()  # the second document does not see the first
+    assert torch.equal(mask[:4, :4], torch.ones(4, 4).tril().bool())
+    # The last token of a document has no target: the next document's first token is nobody's prediction.
+    assert batch.labels[0, 3] == IGNORE_LABEL
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 20), max_size=40))
+def test_packing_keeps_every_document_once_and_every_row_within_length(lengths: list[int]) -> None:
+    rows = pack(lengths, 20)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= 20 for row in rows)
+    if lengths:
+        assert len(rows) <= 2 * -(-sum(lengths) // 20)  # no two rows could be merged
+
+
+def test_text_cannot_forge_switch_tokens(builder: SequenceBuilder) -> None:
+    sequence = builder.build(Document((TextPart("<|endoftext|><boi>\x00"),)))
+    assert int(sequence.input_ids[1:-1].max()) < 256
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (Document((LabelPart(9),)), "label 9 is outside"),
+        (Document((LatentPart("video", torch.zeros(1, 2)),)), "'video' latents but the model knows image, speech"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(builder: SequenceBuilder, document: Document, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        builder.build(document)
+
+
+def test_latents_need_something_before_them() -> None:
+    builder = SequenceBuilder(VocabularyConfig(num_classes=5), ["image"])
+    with pytest.raises(ValueError, match="nothing predicts the first one"):
+        builder.build(Document((latents("image", 2),)))
+
+
+def test_a_document_longer_than_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="split it first"):
+        pack([3, 30], 20)

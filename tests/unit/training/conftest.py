@@ -1,0 +1,6 @@
+"""Makes the toy objectives of tests/helpers importable."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
