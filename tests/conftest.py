@@ -1,65 +1,25 @@
-"""Tiny models and documents that the tests share."""
+"""What the tests share: one thread per process, and tiny models."""
 
 import pytest
 import torch
+from tiny_models import randomise, tiny_class_config, tiny_mixed_config
 
-from latentlm.diffusion.process import DiffusionConfig
-from latentlm.models.diffusion_head import DiffusionHeadConfig
-from latentlm.models.latentlm import LatentLM, LatentLMConfig, ModalityConfig
-from latentlm.models.transformer import TransformerConfig
-from latentlm.sequence import SequenceBuilder, VocabularyConfig
+from latentlm.models.latentlm import LatentLM
+from latentlm.sequence import SequenceBuilder
 from latentlm.tokenizers.text import ByteTokenizer
 
+# The tests run one process per core.
 torch.set_num_threads(1)
-
-
-def randomise(module: torch.nn.Module, *, std: float = 0.15, seed: int = 0) -> torch.nn.Module:
-    """Every weight normal, so that layers that start at zero do something."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    return module
-
-
-def tiny_class_config(*, num_kv_heads: int | None = None, latent_dim: int = 6) -> LatentLMConfig:
-    """The paper's class-conditional layout in small: [label, latents], no text, no softmax head."""
-    return LatentLMConfig(
-        vocabulary=VocabularyConfig(num_classes=10),
-        transformer=TransformerConfig(
-            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=num_kv_heads, intermediate_size=64
-        ),
-        modalities={"image": ModalityConfig(latent_dim=latent_dim, head=DiffusionHeadConfig(num_layers=2))},
-        lm_head=False,
-    )
-
-
-def tiny_mixed_config() -> LatentLMConfig:
-    """Text, labels and two continuous modalities of different widths and processes."""
-    return LatentLMConfig(
-        vocabulary=VocabularyConfig(num_text_ids=257, switch_tokens=True, num_classes=5),
-        transformer=TransformerConfig(
-            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64
-        ),
-        modalities={
-            "image": ModalityConfig(latent_dim=6, head=DiffusionHeadConfig(num_layers=2)),
-            "speech": ModalityConfig(
-                latent_dim=3,
-                head=DiffusionHeadConfig(num_layers=1, hidden_size=24, intermediate_size=48),
-                diffusion=DiffusionConfig(process="flow_matching", prediction_type="velocity"),
-            ),
-        },
-    )
 
 
 @pytest.fixture
 def class_model() -> LatentLM:
-    return randomise(LatentLM(tiny_class_config())).eval()  # pyright: ignore[reportReturnType]
+    return randomise(LatentLM(tiny_class_config())).eval()
 
 
 @pytest.fixture
 def mixed_model() -> LatentLM:
-    return randomise(LatentLM(tiny_mixed_config())).eval()  # pyright: ignore[reportReturnType]
+    return randomise(LatentLM(tiny_mixed_config())).eval()
 
 
 @pytest.fixture

@@ -112,7 +112,10 @@ def describe_type(hint: Any) -> str:
     members = _union_members(hint)
     if len(members) > 1:
         return " or ".join(describe_type(member) for member in members)
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    if arguments := typing.get_args(hint):
+        inner = ", ".join("..." if argument is Ellipsis else describe_type(argument) for argument in arguments)
+        return f"{typing.get_origin(hint).__name__}[{inner}]"
+    return getattr(hint, "__name__", str(hint))
 
 
 # Building: nested plain values to dataclasses

@@ -169,7 +169,7 @@ class Sequence:
     input_ids: Int[Tensor, "T"]
     modality_ids: Int[Tensor, "T"]
     labels: Int[Tensor, "T"]
-    latents: Mapping[str, Float[Tensor, "n C"]]
+    latents: Mapping[str, Float[Tensor, "_n _C"]]
     key: int = 0
 
     def __len__(self) -> int:
@@ -202,11 +202,11 @@ class PackedBatch:
     modality_ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     document_ids: Int[Tensor, "B T"]
-    latents: Mapping[str, Float[Tensor, "n C"]]
-    latent_positions: Mapping[str, Int[Tensor, "n"]]
-    latent_keys: Mapping[str, Int[Tensor, "n"]]
+    latents: Mapping[str, Float[Tensor, "_n _C"]]
+    latent_positions: Mapping[str, Int[Tensor, "_n"]]
+    latent_keys: Mapping[str, Int[Tensor, "_n"]]
     text_positions: Int[Tensor, "k"]
-    continue_positions: Mapping[str, Int[Tensor, "k"]]
+    continue_positions: Mapping[str, Int[Tensor, "_n"]]
     plain_causal: bool
 
     def to(self, device: torch.device | str) -> "PackedBatch":

@@ -46,7 +46,7 @@ class ToyObjective(Objective):
             self.body = nn.Sequential(
                 nn.Linear(4, recipe.hidden_size), nn.GELU(), nn.Dropout(recipe.dropout), nn.Linear(recipe.hidden_size, 4)
             )
-            self.teacher = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).requires_grad_(False)
+            self.teacher = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).requires_grad_(False).eval()
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def optimizer_groups(self) -> dict[str, OptimizerGroups]:

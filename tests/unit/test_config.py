@@ -49,6 +49,11 @@ class Recipe:
     second_optim: Optim | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    inner: Recipe = Recipe(optim=Optim(lr=7.0, schedule="constant"))
+
+
 KINDS = {"toy": Recipe}
 
 
@@ -75,6 +80,11 @@ def test_numbers_without_a_decimal_point_are_numbers(tmp_path):
 def test_a_partial_section_keeps_the_other_defaults_of_its_field(tmp_path):
     recipe = load(tmp_path, "kind: toy\noptim: {schedule: constant}")
     assert recipe.optim == Optim(lr=5e-4, weight_decay=0.1, schedule="constant")
+
+
+def test_defaults_are_inherited_through_several_levels():
+    stage = from_mapping(Stage, {"inner": {"optim": {"weight_decay": 1}}})
+    assert stage.inner.optim == Optim(lr=7.0, schedule="constant", weight_decay=1.0)
 
 
 def test_every_field_can_be_set_from_the_command_line(tmp_path):
@@ -257,6 +267,8 @@ def test_help_lists_every_field_with_type_default_and_docstring(tmp_path):
     assert "--optim.schedule  (one of 'cosine', 'constant'; default: cosine)" in text
     assert "--second_optim.lr  (float; default: 0.001)" in text
     assert "--second_optim  (Optim or null; default: null)" in text
+    assert "--model.modalities  (dict[str, Head]; default: {})" in text
+    assert "--model.towers  (tuple[Head, ...]; default: [])" in text
 
 
 def test_the_class_of_a_recipe_is_known_without_reading_its_fields(tmp_path):

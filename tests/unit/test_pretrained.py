@@ -150,7 +150,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
         Pair.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("source", ["no-such-folder", "../up/model", "/abs/olute", "a/../b", "a/b/c", "owner/.hidden", ""])
+@pytest.mark.parametrize("source", ["no-such-folder", "../up/model", "/abs/olute", "a/../b", "a/b/c", "owner/.hidden"])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:

@@ -1,20 +1,27 @@
 """Count the parameters of what a recipe describes, and its FLOPs, without making any weights.
 
-    latentlm plan recipes/paper/image_scaling_3b.yaml
+    latentlm plan recipes/paper/image_scaling_3b.yaml --num-latents 256
 
-How many latents an image has is the tokenizer's business: FLOPs of a LatentLM need --tokenizer FOLDER or --num-latents.
+How many latents an image has is its tokenizer's business: FLOPs of a LatentLM need --num-latents or --tokenizer FOLDER.
 """
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from latentlm.cli.recipes import read_recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe
+    from latentlm.training.objectives.latentlm import LatentLMRecipe
 
 TAKES_RECIPE = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the recipe leaves open."""
-    parser.add_argument("--num-latents", type=int, metavar="N", help="latents per image (256 for 256 pixels, patch 16)")
+    parser.add_argument("--num-latents", type=int, metavar="N", help="latents per image: 256 for 256 pixels, patch 16")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -22,8 +29,88 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.num_latents is not None and arguments.num_latents < 1:
         raise ValueError(f"--num-latents is {arguments.num_latents}; it must be at least 1")
     recipe = read_recipe(arguments.recipe, overrides)
-    from latentlm.evaluation.cost import plan_of
-
-    for line in plan_of(recipe, num_latents=arguments.num_latents):
-        print(line)
+    planners = {"latentlm": _plan_latentlm, "image_tokenizer": _plan_image_tokenizer}
+    if recipe.kind not in planners:
+        raise ValueError(f"recipes of the kind {recipe.kind!r} cannot be planned yet; those of {', '.join(planners)} can")
+    planners[recipe.kind](recipe, arguments.num_latents)
     return 0
+
+
+def _plan_latentlm(recipe: "LatentLMRecipe", num_latents: int | None) -> None:
+    import torch
+
+    from latentlm.diffusion.solvers import make_solver
+    from latentlm.evaluation.cost import latentlm_flops
+    from latentlm.models.latentlm import LatentLM
+
+    with torch.device("meta"):
+        model = LatentLM(recipe.model)
+    _print_parameters(model)
+    num_latents = num_latents or _latents_of_tokenizer(recipe)
+    if num_latents is None:
+        print("\nFLOPs depend on the latents per image: pass --num-latents N or --tokenizer FOLDER")
+        return
+    guided = recipe.generation.cfg_scale != 1
+    solver = make_solver(model.processes["image"], recipe.generation.solver)
+    num_evaluations = solver.num_evaluations
+    flops = latentlm_flops(model, num_latents=num_latents, num_evaluations=num_evaluations, guided=guided)
+    print(f"\nFLOPs per image of {num_latents} latents")
+    _print_flops("backbone, one pass", flops.backbone)
+    _print_flops("head, one evaluation per latent", flops.head_evaluation)
+    _print_flops("training, forward and backward", flops.training)
+    streams = "two streams (guidance)" if guided else "one stream (no guidance)"
+    _print_flops(f"generation, {num_evaluations} evaluations, {streams}", flops.generation)
+    _print_training(recipe, flops.training)
+
+
+def _plan_image_tokenizer(recipe: "ImageTokenizerRecipe", num_latents: int | None) -> None:
+    import torch
+
+    from latentlm.evaluation.cost import image_tokenizer_flops
+    from latentlm.tokenizers.image import ImageTokenizer
+
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer(recipe.tokenizer)
+    _print_parameters(tokenizer)
+    encode, decode = image_tokenizer_flops(tokenizer)
+    print("\nFLOPs per image")
+    _print_flops("encode", encode)
+    _print_flops("decode", decode)
+    training = 3 * (encode + decode)
+    _print_flops("training, forward and backward, reconstruction only", training)
+    _print_training(recipe, training)
+
+
+def _latents_of_tokenizer(recipe: "LatentLMRecipe") -> int | None:
+    from latentlm.config import from_mapping
+    from latentlm.pretrained import read_model_config, resolve_folder
+    from latentlm.tokenizers.image import ImageTokenizerConfig
+
+    if recipe.tokenizer is None:
+        return None
+    content = read_model_config(resolve_folder(recipe.tokenizer))
+    fields = {name: value for name, value in content.items() if name not in ("kind", "format_version")}
+    config = from_mapping(ImageTokenizerConfig, fields, where=recipe.tokenizer)
+    return (recipe.data.image_size // config.patch_size) ** 2
+
+
+def _print_parameters(module: "nn.Module") -> None:
+    from latentlm.evaluation.cost import parameters_by_part
+
+    parts = parameters_by_part(module)
+    print("parameters")
+    for name, count in parts.items():
+        print(f"  {name:52} {count:18,}")
+    print(f"  {'total':52} {sum(parts.values()):18,}")
+
+
+def _print_flops(name: str, flops: int) -> None:
+    print(f"  {name:52} {flops:18.3e}")
+
+
+def _print_training(recipe: Any, flops_per_image: int) -> None:
+    trainer = recipe.trainer
+    images = trainer.batch_size * trainer.num_accumulation_steps
+    print(f"\ntraining of {trainer.num_steps:,} steps with {images:,} images each")
+    _print_flops("FLOPs per step", flops_per_image * images)
+    _print_flops("FLOPs of the run", flops_per_image * images * trainer.num_steps)

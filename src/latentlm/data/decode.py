@@ -34,11 +34,11 @@ MAX_COMPRESSION_RATIO = 200
 """Pixels compress 2 to 20 times; deflate can reach 1000 on nothing but zeros, which is what a bomb is made of."""
 _RATIO_MATTERS_ABOVE_BYTES = 64 * 2**20  # small arrays may well be all zero
 
-# What Pillow's plugins and NumPy's header parser raise on damaged input, besides OSError and SyntaxError.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(RuntimeError, MemoryError, struct.error, zlib.error),
+    *(RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
 )
+"""What Pillow's plugins, zipfile and NumPy's header parser raise on damaged input."""
 
 
 def read_file(path: Path) -> bytes:
@@ -97,7 +97,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) 
         raise BadRecord(name, f"not an image ({', '.join(IMAGE_FORMATS)} are read)") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels, stands above ours
         raise BadRecord(name, f"above the limit of {max_pixels:,} pixels (max_pixels): {error}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise BadRecord(name, f"damaged image ({error})") from error
     return image
 
@@ -122,7 +122,7 @@ def read_npz_array(archive: zipfile.ZipFile, member: str, where: str) -> np.ndar
             return npy_format.read_array(stream, allow_pickle=False)
     except DataError:
         raise
-    except (*_DECODER_ERRORS, zipfile.BadZipFile, tokenize.TokenError) as error:
+    except DECODER_ERRORS as error:
         raise DataError(f"{where}: array {member!r} is damaged ({error})") from error
 
 

@@ -11,7 +11,8 @@ has its own permutation, so a batch may hold the end of one epoch and the start 
 import itertools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from typing import Any, NoReturn
 
 import numpy as np
@@ -80,8 +81,8 @@ def make_loader(
     num_workers: int = 0,
     shuffle: bool = True,
     timeout_seconds: float = WORKER_TIMEOUT_SECONDS,
-) -> Iterator[Batch]:
-    """Endless batches for training.
+) -> Generator[Batch, None, None]:
+    """Endless batches for training. Its `close()` ends the worker processes.
 
     A record that cannot be read is replaced by the next readable one in the order of its epoch, and named once in the
     log `latentlm.data` (stderr unless configured otherwise).
@@ -117,7 +118,7 @@ def read_once(
     start: int = 0,
     num_workers: int = 0,
     timeout_seconds: float = WORKER_TIMEOUT_SECONDS,
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     """Every readable example once, in order: for encoding and evaluation.
 
     Bad records are named and left out, so a batch may be smaller than `batch_size`. Arguments as in `make_loader`.
@@ -132,9 +133,10 @@ def read_once(
         raise ValueError(f"batch_size={batch_size} must be positive, start={start} and {num_workers=} not negative")
     batches = _ConsecutiveBatches(dataset, batch_size=batch_size, start=start)
     results = _read(batches, range(len(batches)), num_workers, timeout_seconds)
-    for number, batch in enumerate(_good_batches(dataset, results), start=1):
-        if batch:
-            yield min(start + number * batch_size, len(dataset)), batch
+    with closing(_good_batches(dataset, results)) as good_batches:
+        for number, batch in enumerate(good_batches, start=1):
+            if batch:
+                yield min(start + number * batch_size, len(dataset)), batch
 
 
 # A bad record travels from worker to parent as plain data: (index in the data set, name, reason).
@@ -265,17 +267,18 @@ class _BadRecordList:
         raise TooManyBadRecords(f"{why}:" + "".join(f"\n  {bad}" for bad in self._known.values()))
 
 
-def _good_batches(dataset: MapDataset, results: Iterator[_Result]) -> Iterator[Batch]:
-    bad_records = _BadRecordList(dataset)
-    for batch, met in results:
-        bad_records.note(met)
-        assert batch is not None  # a worker gives none only after meeting more bad records than `note` accepts
-        yield batch
+def _good_batches(dataset: MapDataset, results: Generator[_Result, None, None]) -> Generator[Batch, None, None]:
+    with closing(results):  # whatever ends the run also ends the workers, now rather than when garbage is collected
+        bad_records = _BadRecordList(dataset)
+        for batch, met in results:
+            bad_records.note(met)
+            assert batch is not None  # a worker gives none only after meeting more bad records than `note` accepts
+            yield batch
 
 
 def _read(
     batches: Dataset[_Result], numbers: Iterable[int], num_workers: int, timeout_seconds: float
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     if num_workers == 0:
         for number in numbers:
             yield batches[number]

@@ -126,8 +126,8 @@ class LatentLM(Pretrained, nn.Module):
     def embed(
         self,
         input_ids: Int[Tensor, "B T"],
-        latents: Mapping[str, Float[Tensor, "n C"]],
-        latent_positions: Mapping[str, Int[Tensor, "n"]],
+        latents: Mapping[str, Float[Tensor, "_n _C"]],
+        latent_positions: Mapping[str, Int[Tensor, "_n"]],
     ) -> Float[Tensor, "B T D"]:
         """X^0 of Section 2: the lookup table for ids, the input projection for latents.
 
@@ -154,8 +154,8 @@ class LatentLM(Pretrained, nn.Module):
     def decode_step(
         self,
         input_ids: Int[Tensor, "B T"],
-        latents: Mapping[str, Float[Tensor, "n C"]],
-        latent_positions: Mapping[str, Int[Tensor, "n"]],
+        latents: Mapping[str, Float[Tensor, "_n _C"]],
+        latent_positions: Mapping[str, Int[Tensor, "_n"]],
         positions: Int[Tensor, "B T"],
         cache: CacheView,
     ) -> Float[Tensor, "B T D"]:
@@ -183,7 +183,7 @@ class LatentLM(Pretrained, nn.Module):
         return counts
 
     def forward(
-        self, batch: PackedBatch, *, noise_seed: int, totals: Mapping[str, float] | None = None
+        self, batch: PackedBatch, *, noise_seed: int, totals: Mapping[str, Tensor | float | int] | None = None
     ) -> dict[str, Float[Tensor, ""]]:
         """Training losses of Section 2.2 by name; `total` = LM + alpha · diffusion + the weighted in-span targets.
 

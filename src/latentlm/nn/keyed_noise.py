@@ -60,7 +60,7 @@ def keyed_uniform(
     bits = _mix(bases.reshape(-1, 1) + counters)
     # 23 bits and a half step: exactly representable in float32, never 0 and never 1.
     uniform = (_shift_right(bits, 41).float() + 0.5) * 2.0**-23
-    return uniform.reshape(*keys.shape, *shape)
+    return uniform.reshape((*keys.shape, *shape))
 
 
 def keyed_normal(

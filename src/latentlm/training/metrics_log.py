@@ -82,7 +82,7 @@ class MetricsLog:
             for name, value in {**record.values, "items_per_second": rate}.items():
                 self._board.add_scalar(name, value, record.step)
 
-    def add_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    def add_evaluation(self, step: int, values: Mapping[str, float | int]) -> None:
         """Write the numbers of an evaluation after `step` steps."""
         self._append([{"step": step, "evaluation": _jsonable(values)}])
         tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()), sys.stderr)
@@ -135,7 +135,7 @@ def truncate_metrics(path: Path, last_step: int) -> None:
     os.truncate(path, keep)
 
 
-def _jsonable(values: Mapping[str, float]) -> dict[str, float | str]:
+def _jsonable(values: Mapping[str, float | int]) -> dict[str, float | str]:
     """JSON has no NaN and no infinity: those become strings."""
     return {name: float(value) if math.isfinite(value) else str(float(value)) for name, value in values.items()}
 

@@ -35,7 +35,7 @@ from latentlm.training.step import OptimizationStep, StepRecord, StepResult, fet
 logger = logging.getLogger(__name__)
 
 RawBatch = Mapping[str, Any]
-Evaluation = Callable[[Objective, int], Mapping[str, float]]
+Evaluation = Callable[[Objective, int], Mapping[str, float | int]]
 
 # Fields that say how a run is watched and where it runs, not what it computes; a resumed run may set them anew.
 MAY_CHANGE_ON_RESUME = frozenset(

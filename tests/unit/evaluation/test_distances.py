@@ -79,6 +79,15 @@ def test_precision_falls_when_samples_leave_the_data_and_recall_when_they_collap
     assert recall < 0.1
 
 
+def test_neighbourhoods_reach_to_the_kth_other_member():
+    real = torch.tensor([0.0, 1.0, 3.0, 7.0]).double().view(4, 1)
+    # Radii to the second neighbour: 3, 2, 3, 6. So -3 (by 0) and 12 (by 7) are among the real items, the others not.
+    precision, _ = precision_and_recall(
+        torch.tensor([-3.0, -3.1, 12.0, 13.1]).double().view(4, 1), real, num_neighbors=2
+    )
+    assert precision == 0.5
+
+
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision_and_recall])
 def test_features_that_are_not_finite_or_too_few_are_refused(distance):
     with pytest.raises(ValueError, match="at least two generated"):

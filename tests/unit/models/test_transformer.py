@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise
+from tiny_models import randomise
 from hypothesis import given, settings, strategies as st
 
 from latentlm.models.transformer import Transformer, TransformerConfig
@@ -13,7 +13,7 @@ def make(num_kv_heads: int = 2) -> Transformer:
     config = TransformerConfig(
         hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=num_kv_heads, intermediate_size=64
     )
-    return randomise(Transformer(config)).eval()  # pyright: ignore[reportReturnType]
+    return randomise(Transformer(config)).eval()
 
 
 def embeds(batch: int, length: int, seed: int = 0) -> torch.Tensor:

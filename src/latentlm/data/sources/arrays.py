@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentlm.data.decode import read_idx, read_npz_array
+from latentlm.data.decode import DECODER_ERRORS, read_idx, read_npz_array
 from latentlm.data.records import UNLABELLED, DataError, Record, Source, labels_from_values
 
 _NPZ_NAMES = {"image": ("images", "image", "x", "arr_0"), "label": ("labels", "label", "y", "arr_1")}
@@ -71,7 +71,9 @@ def open_npz(path: Path, split: str, columns: dict[str, str]) -> ArraySource:
                 )
             pixels = read_npz_array(archive, image_name, str(path))
             labels = None if label_name is None else read_npz_array(archive, label_name, str(path))
-    except (OSError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except DECODER_ERRORS as error:
         raise DataError(f"{path}: cannot be read as NPZ ({error})") from error
     return ArraySource(path, pixels, labels)
 

@@ -1,0 +1,53 @@
+"""Tiny models that the tests share."""
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from latentlm.diffusion.process import DiffusionConfig
+from latentlm.models.diffusion_head import DiffusionHeadConfig
+from latentlm.models.latentlm import LatentLMConfig, ModalityConfig
+from latentlm.models.transformer import TransformerConfig
+from latentlm.sequence import VocabularyConfig
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def randomise(module: ModuleT, *, std: float = 0.15, seed: int = 0) -> ModuleT:
+    """Every weight normal, so that layers that start at zero do something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return module
+
+
+def tiny_class_config(*, num_kv_heads: int | None = None, latent_dim: int = 6) -> LatentLMConfig:
+    """The paper's class-conditional layout in small: [label, latents], no text, no softmax head."""
+    return LatentLMConfig(
+        vocabulary=VocabularyConfig(num_classes=10),
+        transformer=TransformerConfig(
+            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=num_kv_heads, intermediate_size=64
+        ),
+        modalities={"image": ModalityConfig(latent_dim=latent_dim, head=DiffusionHeadConfig(num_layers=2))},
+        lm_head=False,
+    )
+
+
+def tiny_mixed_config() -> LatentLMConfig:
+    """Text, labels and two continuous modalities of different widths and processes."""
+    return LatentLMConfig(
+        vocabulary=VocabularyConfig(num_text_ids=257, switch_tokens=True, num_classes=5),
+        transformer=TransformerConfig(
+            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64
+        ),
+        modalities={
+            "image": ModalityConfig(latent_dim=6, head=DiffusionHeadConfig(num_layers=2)),
+            "speech": ModalityConfig(
+                latent_dim=3,
+                head=DiffusionHeadConfig(num_layers=1, hidden_size=24, intermediate_size=48),
+                diffusion=DiffusionConfig(process="flow_matching", prediction_type="velocity"),
+            ),
+        },
+    )
