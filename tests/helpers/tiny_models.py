@@ -39,9 +39,7 @@ def tiny_mixed_config() -> LatentLMConfig:
     """Text, labels and two continuous modalities of different widths and processes."""
     return LatentLMConfig(
         vocabulary=VocabularyConfig(num_text_ids=257, switch_tokens=True, num_classes=5),
-        transformer=TransformerConfig(
-            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64
-        ),
+        transformer=TransformerConfig(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64),
         modalities={
             "image": ModalityConfig(latent_dim=6, head=DiffusionHeadConfig(num_layers=2)),
             "speech": ModalityConfig(

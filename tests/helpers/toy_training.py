@@ -1,5 +1,6 @@
 """Tiny objectives, a loader and a recipe: what the tests of the trainer train."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from latentlm.pretrained import unique_tensors
-from latentlm.storage import publish_folder, write_tensors
+from latentlm.storage import publish_folder, read_tensors, write_tensors
 from latentlm.training.objective import Objective
 from latentlm.training.optim import OptimConfig, OptimizerGroups, parameter_groups
 from latentlm.training.trainer import Trainer, TrainerConfig
@@ -44,7 +45,10 @@ class ToyObjective(Objective):
             torch.manual_seed(0)
             self.embedding = nn.Embedding(5, 4)
             self.body = nn.Sequential(
-                nn.Linear(4, recipe.hidden_size), nn.GELU(), nn.Dropout(recipe.dropout), nn.Linear(recipe.hidden_size, 4)
+                nn.Linear(4, recipe.hidden_size),
+                nn.GELU(),
+                nn.Dropout(recipe.dropout),
+                nn.Linear(recipe.hidden_size, 4),
             )
             self.teacher = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).requires_grad_(False).eval()
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
@@ -73,7 +77,9 @@ class ToyObjective(Objective):
         return torch.full((3, 4, 5), 128, dtype=torch.uint8)
 
     def save_pretrained(self, folder: Path) -> None:
-        publish_folder(folder, lambda staging: write_tensors(staging / "model.safetensors", unique_tensors(self)), replace=True)
+        publish_folder(
+            folder, lambda staging: write_tensors(staging / "model.safetensors", unique_tensors(self)), replace=True
+        )
 
     def enable_activation_checkpointing(self) -> None:
         self.use_checkpointing = True
@@ -118,7 +124,9 @@ class ToyGan(Objective):
         return {"generator": self.generator}
 
     def save_pretrained(self, folder: Path) -> None:
-        publish_folder(folder, lambda staging: write_tensors(staging / "model.safetensors", self.state_dict()), replace=True)
+        publish_folder(
+            folder, lambda staging: write_tensors(staging / "model.safetensors", self.state_dict()), replace=True
+        )
 
 
 class ToyDataset(Dataset):
@@ -164,3 +172,22 @@ def make_trainer(run_dir: Path, recipe: ToyRecipe, **arguments: Any) -> Trainer:
     """What the same command would build each time."""
     settings = {"objective": ToyObjective(recipe), "make_loader": make_loader, **arguments}
     return Trainer(config=recipe.trainer, run_dir=run_dir, recipe=recipe, **settings)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without their clock."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def final_state(run_dir: Path) -> dict[str, bytes | list]:
+    """Everything that two equal runs must have in common, to the bit: every step's numbers, and every final file."""
+    last = max((run_dir / "checkpoints").glob("step_*"))
+    files = [path for folder in (last, run_dir / "model", run_dir / "model_raw") for path in sorted(folder.iterdir())]
+    state = {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.suffix == ".safetensors"}
+    # The run-time type checks of the tests (beartype) draw from Python's generator, so its state proves nothing here.
+    random_path = next(path for path in files if path.name == "random_00000.safetensors")
+    state[str(random_path.relative_to(run_dir))] = [
+        (name, tensor.tolist()) for name, tensor in read_tensors(random_path).items() if not name.startswith("python")
+    ]
+    return {"metrics": read_metrics(run_dir), **state}

@@ -28,7 +28,9 @@ from latentlm.storage import (
 
 
 def write_step(folder: Path, step: int = 1) -> None:
-    write_tensors(folder / "weights.safetensors", {"weight": torch.full((50,), float(step)), "scalar": torch.tensor(step)})
+    write_tensors(
+        folder / "weights.safetensors", {"weight": torch.full((50,), float(step)), "scalar": torch.tensor(step)}
+    )
     write_json(folder / "state.json", {"step": step})
     (folder / "part").mkdir()
     write_json(folder / "part" / "more.json", list(range(20)))

@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = read_recipe(arguments.recipe, overrides)
     planners = {"latentlm": _plan_latentlm, "image_tokenizer": _plan_image_tokenizer}
     if recipe.kind not in planners:
-        raise ValueError(f"recipes of the kind {recipe.kind!r} cannot be planned yet; those of {', '.join(planners)} can")
+        raise ValueError(
+            f"recipes of the kind {recipe.kind!r} cannot be planned yet; those of {', '.join(planners)} can"
+        )
     planners[recipe.kind](recipe, arguments.num_latents)
     return 0
 

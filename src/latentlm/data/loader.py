@@ -296,7 +296,7 @@ def _read(
     failure = None
     try:
         yield from results
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch lost with the worker that sent it
         failure = str(error)
         _LOGGER.error("a data worker failed (%s); ending all of them, which takes a few seconds", failure)
     finally:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentlm.models.latentlm import LatentLM
+from latentlm.tokenizers.image import ImageTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +79,17 @@ def latentlm_flops(
         training=3 * (backbone + num_noises * head),
         generation=num_streams * (backbone + num_evaluations * head),
     )
+
+
+def image_tokenizer_flops(tokenizer: ImageTokenizer) -> tuple[int, int]:
+    """FLOPs of encoding and of decoding one image of the training size.
+
+    Args:
+        tokenizer: On the meta device.
+    """
+    config = tokenizer.config
+    side, device = config.image_size, next(tokenizer.parameters()).device
+    rows, columns = tokenizer.grid(side, side)
+    images = torch.zeros(1, config.num_channels, side, side, device=device)
+    latents = torch.zeros(1, rows * columns, config.latent_dim, device=device)
+    return count_flops(tokenizer.posterior, images), count_flops(tokenizer.reconstruct, latents, (rows, columns))

@@ -1,0 +1,5 @@
+"""Raw media to tokens and back: text to ids, pictures to latent vectors (paper Section 2.3).
+
+`base.py` holds the contract of latent tokenizers; `image.py` reads like Figure 3; `bottleneck.py` is Eq. 5 and Eq. 6's
+second term.
+"""

@@ -86,9 +86,9 @@ def endpoint_error(process: DiffusionProcess, build: Build, grid: Grid) -> float
 
 
 def convergence_order(process: DiffusionProcess, build: Build, *, bend: float = 1.0) -> float:
-    """log2 of how much the error falls from 192 to 384 evaluations (both divisible into blocks of 2 and 3)."""
+    """log2 of how much the error falls from 96 to 192 steps (both divisible into blocks of 2 and 3)."""
     coarse, fine = (
-        endpoint_error(process, build, log_snr_grid(process, num_steps, bend=bend)) for num_steps in (192, 384)
+        endpoint_error(process, build, log_snr_grid(process, num_steps, bend=bend)) for num_steps in (96, 192)
     )
     return math.log2(coarse / fine)
 
@@ -186,11 +186,10 @@ def gaussian_moment_errors(process: DiffusionProcess, build: Build, grid: Grid) 
 def test_weak_order_of_stochastic_solvers_is_within_a_fifth_of_nominal(
     process: DiffusionProcess, build: Build, nominal: int
 ) -> None:
-    coarse, fine = (
-        gaussian_moment_errors(process, build, log_snr_grid(process, num_steps)) for num_steps in (192, 384)
-    )
-    for before, after in zip(coarse, fine, strict=True):
-        assert math.log2(before / after) == pytest.approx(nominal, abs=0.2)
+    coarse, fine = (gaussian_moment_errors(process, build, log_snr_grid(process, num_steps)) for num_steps in (96, 192))
+    # A start at the exact mean stays there: the network says the mean, whatever the step. float64 rounding.
+    assert max(coarse[0], fine[0]) < 1e-12
+    assert math.log2(coarse[1] / fine[1]) == pytest.approx(nominal, abs=0.2)
 
 
 EVERY_SOLVER: dict[str, Build] = {
@@ -228,16 +227,18 @@ def test_every_row_keeps_to_the_path(process: DiffusionProcess, name: str, num_s
 
 
 @pytest.mark.parametrize("process", [DDPM, ZERO_SNR, FLOW], ids=["ddpm", "zero_snr", "flow"])
-def test_ancestral_sampling_is_ddim_with_eta_one_and_the_first_order_sde_solver(process: DiffusionProcess) -> None:
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("ddpm", "ddim_1"), ("ddpm", "sde_1"), ("ddim", "euler"), ("ddim", "multistep_1")],
+    ids=lambda name: name,
+)
+def test_first_order_solvers_are_two_algorithms_under_six_names(
+    process: DiffusionProcess, one: str, other: str
+) -> None:
     grid = make_grid(process, 20, "trailing")
-    ddpm = torch.tensor(solver_tables.ddpm(grid), dtype=torch.float64)
+    table, same = (torch.tensor(EVERY_SOLVER[name](grid), dtype=torch.float64) for name in (one, other))
     # The same numbers by other operations; float64.
-    torch.testing.assert_close(
-        torch.tensor(solver_tables.ddim(grid, eta=1.0), dtype=torch.float64), ddpm, atol=1e-12, rtol=0
-    )
-    torch.testing.assert_close(
-        torch.tensor(solver_tables.dpm_sde(grid, order=1), dtype=torch.float64), ddpm, atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(table, same, atol=1e-12, rtol=0)
 
 
 def test_euler_on_flow_matching_adds_time_step_times_velocity() -> None:
@@ -286,20 +287,18 @@ def test_singlestep_blocks_keep_pure_noise_and_data_to_themselves() -> None:
     assert restarts(FLOW, 6, 2) == [True, False, True, False, True, True]
 
 
-# Steps enough for each solver's own error to be well under a standard error of 100,000 samples. Karras' Heun wants steps
-# even in log(sigma / alpha): the cosine schedule's first timesteps are too far apart for it.
+# Steps enough for each solver's own error to be well under a standard error of 100,000 samples. Euler and the other
+# first-order forms are ddim's or ddpm's tables (see above). Karras' Heun wants steps even in log(sigma / alpha): the
+# cosine schedule's first timesteps are too far apart for it.
 MOMENT_CASES = [
     SolverConfig(name="ddpm", num_inference_steps=1000, spacing="trailing"),
     SolverConfig(name="ddim", num_inference_steps=500),
     SolverConfig(name="ddim", num_inference_steps=500, eta=0.5),
-    SolverConfig(name="euler", num_inference_steps=500),
     SolverConfig(name="heun", num_inference_steps=100, spacing="logsnr"),
-    SolverConfig(name="dpm_multistep", num_inference_steps=500, order=1),
     SolverConfig(name="dpm_multistep", num_inference_steps=50, order=2),
     SolverConfig(name="dpm_multistep", num_inference_steps=50, order=3),
     SolverConfig(name="dpm_singlestep", num_inference_steps=100, order=2),
     SolverConfig(name="dpm_singlestep", num_inference_steps=51, order=3, spacing="logsnr"),
-    SolverConfig(name="dpm_sde", num_inference_steps=1000, order=1, spacing="trailing"),
     SolverConfig(name="dpm_sde", num_inference_steps=100, order=2),
 ]
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from latentlm.evaluation.cost import count_flops, latentlm_flops, parameters_by_part
+from latentlm.evaluation.cost import count_flops, image_tokenizer_flops, latentlm_flops, parameters_by_part
 from latentlm.models.diffusion_head import DiffusionHeadConfig
 from latentlm.models.latentlm import LatentLM, LatentLMConfig, ModalityConfig
 from latentlm.models.transformer import TransformerConfig
 from latentlm.sequence import VocabularyConfig
+from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from latentlm.tokenizers.vit import ViTConfig
 
 
 def test_parameters_are_counted_per_part_and_shared_ones_once():
@@ -40,3 +42,16 @@ def test_flops_of_a_large_model_follow_from_its_weights():
     assert flops.head_evaluation == pytest.approx(2 * 256 * parts["diffusion_heads"], rel=1e-3)
     assert flops.generation == 2 * (flops.backbone + 20 * flops.head_evaluation)
     assert flops.training == 3 * (flops.backbone + 4 * flops.head_evaluation)
+
+
+def test_flops_of_a_tokenizer_follow_from_its_weights():
+    vit = ViTConfig(hidden_size=512, num_layers=2, num_heads=8)
+    config = ImageTokenizerConfig(image_size=64, patch_size=8, encoder=vit, decoder=vit)
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer(config)
+    encode, decode = image_tokenizer_flops(tokenizer)
+    parts = parameters_by_part(tokenizer)
+    attention = 4 * 64**2 * 512 * 2  # 64 patches, two layers
+    # Biases, norms and position embeddings have weights but no products: about 1% at this width.
+    assert encode == pytest.approx(2 * 64 * (parts["encoder"] + parts["to_posterior"]) + attention, rel=0.02)
+    assert decode == pytest.approx(2 * 64 * parts["decoder"] + attention, rel=0.02)
