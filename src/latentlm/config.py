@@ -89,7 +89,9 @@ def recipe_class(path: str | Path, kinds: Mapping[str, type]) -> type:
 
 def dump_recipe(recipe: Any) -> str:
     """The whole resolved recipe as YAML, every default spelled out; `load_recipe` reads back an equal recipe."""
-    return yaml.safe_dump({"kind": recipe.kind, **to_mapping(recipe)}, sort_keys=False, allow_unicode=True)
+    mapping = {"kind": recipe.kind, **to_mapping(recipe)}
+    # None: innermost sections on one line, as recipes are written by hand.
+    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 
 def recipe_help(cls: type) -> str:

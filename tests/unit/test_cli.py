@@ -9,6 +9,7 @@ import torch
 
 from latentlm.cli.generate import choose_labels
 from latentlm.cli.main import VERBS, main
+from latentlm.data import LatentWriter
 from latentlm.storage import publish_folder, write_tensors
 
 
@@ -131,6 +132,17 @@ def test_verify_accepts_whole_folders_and_names_a_damaged_file(tmp_path, capsys)
     output = capsys.readouterr().out
     assert f"BAD    {damaged} is damaged" in output
     assert "1 whole, 1 bad" in output
+
+
+def test_verify_opens_a_cache_of_latents(tmp_path, capsys):
+    writer = LatentWriter(tmp_path, tokenizer_fingerprint="f", label_names=["a"], shard_size=2)
+    ones = torch.ones(2, dtype=torch.int64)
+    writer.append(latent_mean=torch.ones(2, 4, 3), label=ones, key=ones, position=2)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "is not complete" in capsys.readouterr().out
+    writer.close()
+    assert main(["verify", str(tmp_path)]) == 0
+    assert "2 examples of cached latents" in capsys.readouterr().out
 
 
 def test_verify_fails_on_weights_without_a_manifest_and_on_nothing(tmp_path, capsys):

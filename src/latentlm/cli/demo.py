@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train, draw, score, report."""
     from latentlm.cli.generate import draw
-    from latentlm.cli.recipes import read_recipe
+    from latentlm.cli.recipes import packaged_recipe, read_recipe
     from latentlm.cli.train import train_recipe
     from latentlm.data import open_images
     from latentlm.evaluation.classifier import ClassifierConfig
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     out: Path = arguments.out
     stages = _Stages(total=4)
-    tokenizer_recipe = read_recipe(_TOKENIZER_RECIPE, [])
-    model_recipe = read_recipe(_MODEL_RECIPE, ["--tokenizer", str(out / "tokenizer" / "model")])
+    tokenizer_recipe = read_recipe(packaged_recipe(_TOKENIZER_RECIPE), [])
+    model_recipe = read_recipe(packaged_recipe(_MODEL_RECIPE), ["--tokenizer", str(out / "tokenizer" / "model")])
     for name, recipe, what in (
         ("tokenizer", tokenizer_recipe, "the sigma-VAE tokenizer: an 8 x 8 digit becomes a few latent vectors"),
         ("model", model_recipe, "LatentLM: a causal Transformer draws those vectors one by one, each by diffusion"),

@@ -44,8 +44,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from latentlm.cli.device import resolve_device
-    from latentlm.data import open_images, read_once
-    from latentlm.data.latents import LatentWriter
+    from latentlm.data import LatentWriter, open_images, read_once
     from latentlm.tokenizers.image import ImageTokenizer
 
     device = resolve_device(arguments.device)

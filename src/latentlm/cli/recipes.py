@@ -6,7 +6,7 @@ from typing import Any
 
 
 def find_recipe(name: str) -> Path:
-    """The recipe file of this name: a path, or one of the recipes that come with the package.
+    """The recipe file of this name: a path, or else one of the recipes that come with the package.
 
     `recipes/image_digits.yaml` and `image_digits.yaml` both name the packaged one where no such file exists here, so
     that the commands of the documentation work outside a clone too.
@@ -15,22 +15,33 @@ def find_recipe(name: str) -> Path:
         ValueError: If it is neither.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    for folder in (Path(str(resources.files("latentlm"))) / "recipes", Path(__file__).parents[3] / "recipes"):
-        packaged = folder / name.removeprefix("recipes/")
-        if packaged.is_file():
-            return packaged
+    return path if path.is_file() else packaged_recipe(name.removeprefix("recipes/"))
+
+
+def packaged_recipe(name: str) -> Path:
+    """A recipe that comes with the package: inside an installed wheel, or in `recipes/` of a clone.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    in_wheel, in_clone = Path(str(resources.files("latentlm"))) / "recipes", Path(__file__).parents[3] / "recipes"
+    for folder in (in_wheel, in_clone):
+        if (folder / name).is_file():
+            return folder / name
     raise ValueError(f"there is no recipe {name}, neither here nor among those that come with latentlm")
 
 
-def read_recipe(name: str, overrides: list[str]) -> Any:
+def read_recipe(name: str | Path, overrides: list[str]) -> Any:
     """The recipe as a dataclass, with command-line flags written over the file.
+
+    Args:
+        name: See `find_recipe`.
+        overrides: Flags, as `load_recipe` takes them.
 
     Raises:
         ConfigError: In a sentence, for whatever is wrong with file or flags.
     """
-    path = find_recipe(name)  # before the imports, which take two seconds
+    path = find_recipe(str(name))  # before the imports, which take two seconds
     from latentlm.catalog import RECIPE_CLASSES
     from latentlm.config import load_recipe
 

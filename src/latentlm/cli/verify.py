@@ -5,12 +5,16 @@ Exit code 0 if everything is whole, 1 if something is not or there is nothing to
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from latentlm.data import DataError, LatentDataset
 from latentlm.storage import MANIFEST_NAME, StorageError, verify_folder
 
 TAKES_RECIPE = False
+
+_LATENT_SHARD = re.compile(r"latents-\d+\.safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +29,27 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     num_whole = num_bad = 0
     for folder in _folders_with_weights(arguments.folder):
         try:
-            manifest = verify_folder(folder)
-        except StorageError as error:
+            content = _check(folder)
+        except (StorageError, DataError) as error:
             num_bad += 1
             print(f"BAD    {error}")
         else:
             num_whole += 1
-            size = sum(entry.size for entry in manifest.files.values())
-            print(f"whole  {folder} (step {manifest.step}, {len(manifest.files)} files, {size / 1e6:.1f} MB)")
+            print(f"whole  {folder} ({content})")
     if num_whole + num_bad == 0:
         print(f"{arguments.folder} holds no checkpoint, model or cache")
         return 1
     print(f"{num_whole} whole, {num_bad} bad")
     return 1 if num_bad else 0
+
+
+def _check(folder: Path) -> str:
+    """What a whole folder holds, in words. A cache of latents has an index instead of a manifest."""
+    if any(_LATENT_SHARD.fullmatch(path.name) for path in folder.iterdir()):
+        return f"{len(LatentDataset(folder))} examples of cached latents; counts and shapes checked, not hashes"
+    manifest = verify_folder(folder)
+    size = sum(entry.size for entry in manifest.files.values())
+    return f"step {manifest.step}, {len(manifest.files)} files, {size / 1e6:.1f} MB"
 
 
 def _folders_with_weights(root: Path) -> Iterator[Path]:

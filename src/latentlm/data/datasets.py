@@ -176,8 +176,6 @@ def open_images(config: ImageDataConfig, *, part: Part) -> ImageDataset:
         DataError: If the data are missing, in no known format, empty, or have no such part.
         ImportError: If the format needs the extra `data`; the message says so.
     """
-    if part not in get_args(Part):
-        raise ValueError(f"part is {part!r}, must be one of {', '.join(get_args(Part))}")
     if part == "test":
         if config.test_path is None:
             source = open_source(config, split="test")

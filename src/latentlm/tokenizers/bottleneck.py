@@ -43,15 +43,17 @@ class BottleneckConfig:
     latent_sigma: float = 0.75
     """Typical size of the sigma-VAE's noise, E|s|; the authors use 0.75 for images and 0.5 for speech."""
     sigma_distribution: Literal["gaussian", "constant"] = "gaussian"
-    """gaussian: s ~ N(0, sigma_scale²) per example, so the decoder sees every noise level; constant: s = latent_sigma."""
+    """gaussian: s ~ N(0, sigma_scale²) per example: the decoder sees every noise level; constant: s = latent_sigma."""
 
     def __post_init__(self) -> None:
         if self.latent_sigma <= 0:
-            raise ValueError(f"latent_sigma is {self.latent_sigma}, but a spread is positive; for no noise use kind: ae")
+            raise ValueError(
+                f"latent_sigma is {self.latent_sigma}, but a spread is positive; for no noise use kind: ae"
+            )
 
     @property
     def sigma_scale(self) -> float:
-        """The paper's C_sigma as a standard deviation: s = sigma_scale · n with n ~ N(0, 1), so that E|s| = latent_sigma."""
+        """The paper's C_sigma as a deviation: s = sigma_scale · n with n ~ N(0, 1), so that E|s| = latent_sigma."""
         return self.latent_sigma / EXPECTED_ABSOLUTE_NORMAL
 
 

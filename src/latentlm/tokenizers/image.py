@@ -108,7 +108,9 @@ class ImageTokenizer(Pretrained, nn.Module):
         """
         patch_size = self.config.patch_size
         if height < 1 or width < 1 or height % patch_size or width % patch_size:
-            raise ValueError(f"a picture of {height} x {width} pixels cannot be cut into patches of {patch_size} pixels")
+            raise ValueError(
+                f"a picture of {height} x {width} pixels cannot be cut into patches of {patch_size} pixels"
+            )
         return height // patch_size, width // patch_size
 
     def posterior(self, images: Float[Tensor, "B channels H W"]) -> Posterior:
@@ -119,7 +121,8 @@ class ImageTokenizer(Pretrained, nn.Module):
         """
         if images.shape[1] != self.config.num_channels:
             raise ValueError(
-                f"the pictures have {images.shape[1]} channels but this tokenizer was built for {self.config.num_channels}"
+                f"the pictures have {images.shape[1]} channels but this tokenizer was built for "
+                f"num_channels={self.config.num_channels}"
             )
         grid = self.grid(*images.shape[2:])
         hidden_states = self.encoder(patchify(images, self.config.patch_size), grid)  # (B, N, D)
@@ -232,5 +235,7 @@ def unpatchify(
 ) -> Float[Tensor, "B channels H W"]:
     """Put patches back in place; undoes `patchify`."""
     rows, columns = grid
-    pixels = patches.unflatten(1, grid).unflatten(-1, (-1, patch_size, patch_size))  # (B, rows, columns, channels, P, P)
+    pixels = patches.unflatten(1, grid).unflatten(
+        -1, (-1, patch_size, patch_size)
+    )  # (B, rows, columns, channels, P, P)
     return pixels.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, rows * patch_size, columns * patch_size)

@@ -150,7 +150,7 @@ class ViT(nn.Module):
 def resize_positions(
     positions: Float[Tensor, "N D"], old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Tensor, "M D"]:
-    """Interpolate a table of positions on a grid to another grid, bicubically (Dosovitskiy et al. 2021, Section 3.2)."""
+    """Interpolate a table of positions on a grid to another grid, bicubically (Dosovitskiy et al. 2021)."""
     image = positions.unflatten(0, old_grid).permute(2, 0, 1)[None]  # (1, D, rows, columns)
     return F.interpolate(image, new_grid, mode="bicubic")[0].flatten(1).T  # (M, D)
 

@@ -14,7 +14,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -150,8 +150,10 @@ class Trainer:
         if config.activation_checkpointing:
             objective.enable_activation_checkpointing()
         distributed.copy_from_rank_0(objective)
+        # The host may run ahead of an accelerator, whose results are then fetched together; a CPU has nothing to gain.
+        self.fetch_every = 1 if objective.device.type == "cpu" else config.log_every
         self.ema = ExponentialMovingAverage(
-            objective.ema_modules(), half_life_steps=config.ema_half_life_ratio * config.num_steps
+            objective.ema_modules(), half_life_steps=float(config.ema_half_life_ratio * config.num_steps)
         )
         self.take_step = OptimizationStep(
             objective, num_steps=config.num_steps, precision=config.precision, ema=self.ema, seed=config.seed
@@ -169,9 +171,10 @@ class Trainer:
                 here, or if the loader ends.
             StorageError: If the disk refuses a checkpoint; earlier ones are untouched.
         """
-        with exclusive_run(self.run_dir), StopRequest() as stop:
+        is_main = distributed.rank() == 0
+        with exclusive_run(self.run_dir) if is_main else nullcontext(), StopRequest() as stop:
             progress = self._resume()
-            log = self._open_log(progress.step) if distributed.rank() == 0 else None
+            log = self._open_log(progress.step) if is_main else None
             try:
                 progress = self._train(progress, stop, log)
             finally:
@@ -202,8 +205,6 @@ class Trainer:
             return progress
         self._set_training()
         raw_batches = self._open_loader(progress.step * config.num_accumulation_steps)
-        # The host may run ahead of an accelerator, whose results are then fetched together; a CPU has nothing to gain.
-        fetch_every = 1 if self.objective.device.type == "cpu" else config.log_every
         pending: list[tuple[int, StepResult]] = []
         for step in range(progress.step + 1, config.num_steps + 1):
             micro_batches = list(itertools.islice(raw_batches, config.num_accumulation_steps))
@@ -213,18 +214,22 @@ class Trainer:
 
             stopping = distributed.any_rank(stop.signal is not None, self.objective.device)
             last = step == config.num_steps
-            checkpoint_due = last or stopping or step % config.checkpoint_every == 0
-            if checkpoint_due or step % fetch_every == 0 or step % config.log_every == 0:
+            must_show = last or stopping or step % config.log_every == 0
+            must_save = last or stopping or step % config.checkpoint_every == 0
+            must_evaluate = bool(self.evaluations) and (last or _is_due(config.evaluate_every, step))
+            must_sample = _is_due(config.sample_every, step) or (last and config.sample_every is not None)
+            # Before anything else is logged: the lines of metrics.jsonl stand in the order of steps.
+            if must_show or must_save or must_evaluate or must_sample or step % self.fetch_every == 0:
                 records = fetch(pending)
                 pending = []
                 if log is not None:
                     log.add_steps(records)
-                    if last or stopping or step % config.log_every == 0:
+                    if must_show:
                         log.show(records[-1])
                 progress = self._count_bad_steps(progress, records)
-            if log is not None:
-                self._observe(step, last, log)
-            if checkpoint_due:
+            if log is not None and (must_evaluate or must_sample):
+                self._observe(step, log, evaluate=must_evaluate, sample=must_sample)
+            if must_save:
                 if log is not None:
                     log.sync()
                 self.checkpoints.save(self._parts(), progress)
@@ -251,18 +256,15 @@ class Trainer:
                 )
         return Progress(step=records[-1].step, num_consecutive_bad_steps=num_bad)
 
-    def _observe(self, step: int, last: bool, log: MetricsLog) -> None:
-        """Evaluations and samples that are due after `step` steps, with the averaged weights."""
-        evaluate_every, sample_every = self.config.evaluate_every, self.config.sample_every
-        if self.evaluations and (last or (evaluate_every is not None and step % evaluate_every == 0)):
-            with self._averaged_weights():
+    def _observe(self, step: int, log: MetricsLog, *, evaluate: bool, sample: bool) -> None:
+        """Evaluate and draw samples after `step` steps, with the averaged weights."""
+        with self._averaged_weights():
+            if evaluate:
                 for evaluation in self.evaluations:
                     log.add_evaluation(step, evaluation(self.objective, step))
-        if sample_every is not None and (last or step % sample_every == 0):
-            with self._averaged_weights():
-                picture = self.objective.sample_grid(seed=self.config.seed)
-            if picture is not None:
-                log.add_samples(step, picture)
+            picture = self.objective.sample_grid(seed=self.config.seed) if sample else None
+        if picture is not None:
+            log.add_samples(step, picture)
 
     def _export(self) -> None:
         """Write what users load: the averaged weights, and the last ones."""
@@ -313,6 +315,10 @@ class Trainer:
             scaler=self.take_step.scaler,
             recipe=to_mapping(self.recipe),
         )
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
 
 
 def resolve_device(name: str) -> torch.device:

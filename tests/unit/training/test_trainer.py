@@ -75,6 +75,22 @@ def test_evaluations_see_averaged_weights_in_evaluation_mode_and_their_numbers_a
     ]
 
 
+def test_results_fetched_together_give_the_same_log_and_run_as_results_fetched_one_by_one(tmp_path: Path) -> None:
+    """On an accelerator the log waits for many steps; its lines must still stand in order, evaluations among them."""
+
+    def evaluate(objective: Objective, step: int) -> Mapping[str, float]:
+        return {"step": step}
+
+    for name, fetch_every in (("one_by_one", 1), ("together", 100)):
+        recipe = make_recipe(num_steps=11, checkpoint_every=7, evaluate_every=3, log_every=4)
+        trainer = make_trainer(tmp_path / name, recipe, evaluations=[evaluate])
+        trainer.fetch_every = fetch_every
+        trainer.fit()
+    assert read_metrics(tmp_path / "together") == read_metrics(tmp_path / "one_by_one")
+    steps = [row["step"] for row in read_metrics(tmp_path / "together")]
+    assert steps == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 11]
+
+
 def test_frozen_children_stay_in_evaluation_mode(tmp_path: Path) -> None:
     modes: set[tuple[bool, bool]] = set()
 
@@ -144,7 +160,7 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     holder.start()
     try:
         assert is_held.wait(60)
-        with pytest.raises(ValueError, match="another process .* is training in"):
+        with pytest.raises(ValueError, match=r"another process .* is training in"):
             make_trainer(tmp_path, make_recipe()).fit()
     finally:
         may_end.set()

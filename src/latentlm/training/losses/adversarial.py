@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-# VQGAN: keeps the adaptive weight finite where the discriminator says nothing. Theirs is 1e-4 next to losses summed over
-# pixels; ours are means, whose gradients are smaller by about that many pixels.
+# VQGAN: keeps the adaptive weight finite where the discriminator says nothing. Theirs is 1e-4, for losses summed over
+# pixels; ours are means, and their gradients smaller by the number of pixels.
 _SMALLEST_GRADIENT = 1e-8
 _LARGEST_ADAPTIVE_WEIGHT = 1e4
+
+_GROUPS = 8  # of the discriminator's GroupNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,6 @@ class AdversarialConfig:
     def min_image_size(self) -> int:
         """Smallest side, pixels, that leaves the discriminator at least one verdict."""
         return 3 * 2**self.num_layers
-
-
-_GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
@@ -109,7 +108,7 @@ def discriminator_loss(real: Float[Tensor, "B verdicts"], fake: Float[Tensor, "B
     return 0.5 * (F.relu(1 - real.float()).mean(dim=1) + F.relu(1 + fake.float()).mean(dim=1))
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Float[Tensor, ""]:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Float[Tensor, ""]:
     """How much the adversarial loss must be scaled to pull at the decoder's last layer as hard as the reconstruction.
 
     |d reconstruction / d w| / |d adversarial / d w| (Esser et al. 2021, Eq. 7); no gradient flows through it.

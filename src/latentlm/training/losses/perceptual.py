@@ -77,8 +77,8 @@ class PerceptualDistance(nn.Module):
                 self._keep(f"bias_{index}", vgg16, f"features.{index}.bias", (num_out,))
             num_channels = convolutions[-1][2]
             self._keep(f"head_{block}", heads, f"lin{block}.model.1.weight", (1, num_channels, 1, 1))
-        self.register_buffer("shift", torch.tensor(_PIXEL_SHIFT).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(_PIXEL_SCALE).view(1, 3, 1, 1), persistent=False)
+        self._keep_constant("pixel_shift", _PIXEL_SHIFT)
+        self._keep_constant("pixel_scale", _PIXEL_SCALE)
 
     def _keep(self, name: str, tensors: dict[str, Tensor], key: str, shape: tuple[int, ...]) -> None:
         found = tensors.get(key)
@@ -86,6 +86,9 @@ class PerceptualDistance(nn.Module):
             what = "is missing" if found is None else f"has shape {tuple(found.shape)}"
             raise ValueError(f"{key} {what}, expected {shape}; are these the right files? {_HOW_TO_GET_THE_WEIGHTS}")
         self.register_buffer(name, found.detach().float().clone(), persistent=False)
+
+    def _keep_constant(self, name: str, values: tuple[float, ...]) -> None:
+        self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, first: Float[Tensor, "B C H W"], second: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
         """Distance of each pair of pictures in [-1, 1]; grey ones are seen as RGB.
@@ -106,7 +109,7 @@ class PerceptualDistance(nn.Module):
         return distance
 
     def _feature_maps(self, images: Tensor) -> list[Tensor]:
-        x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale
+        x = (images.expand(-1, 3, -1, -1) - self.get_buffer("pixel_shift")) / self.get_buffer("pixel_scale")
         maps = []
         for block, convolutions in enumerate(_VGG16_BLOCKS):
             if block > 0:
@@ -118,7 +121,8 @@ class PerceptualDistance(nn.Module):
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    """Each pixel's feature vector divided by its length; LPIPS adds 1e-10, inside the root so that zero has a gradient."""
+    """Each pixel's feature vector divided by its length."""
+    # LPIPS adds its 1e-10 outside of the root, where a vector of zeros has no gradient.
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-10).rsqrt()
 
 

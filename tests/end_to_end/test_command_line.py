@@ -1,0 +1,129 @@
+"""The verbs one after another on the embedded digits, with runs far too short to learn anything."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from latentlm.cli.main import main
+
+SHORT = ["--trainer.num_steps", "4", "--trainer.sample_every", "null", "--trainer.tensorboard", "false"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained tokenizer, a cache of latents, and a model trained on it."""
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = ["--tokenizer", str(folder / "tokenizer" / "model")]
+    latents = ["--latents", str(folder / "latents")]
+    for command in (
+        ["train", "image_digits_tokenizer.yaml", *SHORT, "--out", str(folder / "tokenizer")],
+        ["encode", "image_digits.yaml", *tokenizer, "--out", str(folder / "latents"), "--shard-size", "500"],
+        ["train", "image_digits.yaml", *SHORT, *tokenizer, *latents, "--out", str(folder / "model")],
+    ):
+        assert main(command) == 0
+    return folder
+
+
+def grey_levels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.convert("L").tobytes()
+
+
+def test_a_run_leaves_recipe_metrics_checkpoints_and_a_model(folder: Path) -> None:
+    for run in ("tokenizer", "model"):
+        assert (folder / run / "recipe.yaml").is_file()
+        assert len((folder / run / "metrics.jsonl").read_text().splitlines()) == 4
+        assert list((folder / run / "checkpoints").glob("step_*"))
+        assert (folder / run / "model" / "config.json").is_file()
+
+
+def test_the_saved_recipe_is_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "model" / "recipe.yaml"
+    assert main(["train", str(path), "--print-recipe"]) == 0
+    assert capsys.readouterr().out == path.read_text()
+
+
+def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
+    before = (folder / "tokenizer" / "metrics.jsonl").read_text()
+    assert main(["train", "image_digits_tokenizer.yaml", *SHORT, "--out", str(folder / "tokenizer")]) == 0
+    assert (folder / "tokenizer" / "metrics.jsonl").read_text() == before
+
+
+def test_generate_writes_pictures_that_depend_on_label_and_seed_alone(folder: Path, tmp_path: Path) -> None:
+    model = str(folder / "model" / "model")
+    several = ["--labels", "3,7,null", "--seed", "5", "--steps", "2", "--cfg-scale", "1.5"]
+    assert main(["generate", model, *several, "--out", str(tmp_path / "several")]) == 0
+    names = ["000_class3.png", "001_class7.png", "002_classnull.png"]
+    assert {path.name for path in (tmp_path / "several").iterdir()} == {*names, "grid.png", "generation.json"}
+    record = json.loads((tmp_path / "several" / "generation.json").read_text())
+    assert record["images"][1] == {"file": names[1], "label": 7, "seed": 6}
+    assert record["sampling"]["cfg_scale"] == 1.5
+    assert record["sampling"]["solver"]["num_inference_steps"] == 2
+
+    alone = ["--labels", "7", "--seed", "6", "--steps", "2", "--cfg-scale", "1.5"]
+    assert main(["generate", model, *alone, "--out", str(tmp_path / "alone")]) == 0
+    first, second = grey_levels(tmp_path / "several" / names[1]), grey_levels(tmp_path / "alone" / "000_class7.png")
+    assert len(first) == 8 * 8
+    # Rounding differs with the batch: at most one of 256 grey levels.
+    assert max(abs(a - b) for a, b in zip(first, second, strict=True)) <= 1
+
+
+def test_generate_refuses_a_folder_in_use_and_a_misspelt_solver(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(folder / "model" / "model")
+    assert main(["generate", model, "--out", str(folder)]) == 2
+    assert "exists already and is not empty" in capsys.readouterr().err
+    assert main(["generate", model, "--solver", "dpm", "--out", str(tmp_path / "new")]) == 2
+    assert "solver.name takes one of 'ddpm', " in capsys.readouterr().err
+
+
+def test_verify_finds_everything_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder)]) == 0
+    output = capsys.readouterr().out
+    assert "examples of cached latents" in output
+    assert ", 0 bad" in output
+
+
+def test_encode_again_is_refused_because_the_cache_is_complete(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["--tokenizer", str(folder / "tokenizer" / "model"), "--out", str(folder / "latents")]
+    assert main(["encode", "image_digits.yaml", *again]) == 2
+    assert "already complete" in capsys.readouterr().err
+
+
+def test_encode_and_train_say_which_flag_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("encode", "train"):
+        assert main([verb, "image_digits.yaml", "--out", str(tmp_path / "new")]) == 2
+        assert "--tokenizer" in capsys.readouterr().err
+    assert main(["train", "image_digits.yaml"]) == 2
+    assert "--out DIR is missing" in capsys.readouterr().err
+
+
+def test_plan_counts_a_paper_sized_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "paper/image_scaling_3b.yaml", "--num-latents", "256"]) == 0
+    output = capsys.readouterr().out
+    total = int(output.split("total")[1].split()[0].replace(",", ""))
+    assert total == pytest.approx(3.68e9, rel=0.02)  # Section 3.1: 3.68B
+    assert "FLOPs of the run" in output
+
+
+def test_plan_takes_the_latents_per_image_from_the_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = str(folder / "tokenizer" / "model")
+    assert main(["plan", "image_digits.yaml", "--tokenizer", tokenizer]) == 0
+    assert "FLOPs per image of " in capsys.readouterr().out
+    assert main(["plan", "image_digits.yaml"]) == 0
+    assert "pass --num-latents N or --tokenizer FOLDER" in capsys.readouterr().out
+    assert main(["plan", "image_digits_tokenizer.yaml"]) == 0
+    assert "encode" in capsys.readouterr().out
+
+
+def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "image_digits.yaml", "--help"])
+    output = capsys.readouterr().out
+    assert "--drop_cond_prob  (float; default: 0.1)" in output
+    assert "--out DIR" in output
