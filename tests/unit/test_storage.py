@@ -184,7 +184,8 @@ def test_a_damaged_folder_is_refused_and_the_file_named(
 
 
 def test_every_single_bit_of_a_manifest_is_protected(tmp_path: Path) -> None:
-    folder = publish_step(tmp_path, 1)
+    folder = tmp_path / "small"
+    publish_folder(folder, lambda staging: write_json(staging / "a.json", 1))
     data = (folder / MANIFEST_NAME).read_bytes()
     for bit in range(8 * len(data)):
         damaged = bytearray(data)

@@ -96,7 +96,8 @@ def heun(grid: Grid) -> list[Row]:
 
     Two evaluations per step. With q = rho_t / rho_s and b = alpha_t - alpha_s sigma_t / sigma_s, both steps put
     sigma_t / sigma_s on x; Euler puts b on m_s, the correction splits b into 1 - 1/2q on m_s and 1/2q on m_t. Where
-    q = 0 the slope at one end is infinite and the step stays Euler's: at data, and for ddpm from pure noise.
+    q = 0 the slope at one end is infinite and the step stays Euler's: at data, and for ddpm from pure noise. Where q is
+    small the mean of the slopes is a poor one: with ddpm use spacing `logsnr`, whose q is even.
     """
     alphas, sigmas = grid.alphas.tolist(), grid.sigmas.tolist()
     variable = grid.ode_variable.tolist()
@@ -179,24 +180,23 @@ def dpm_singlestep(grid: Grid, *, order: int = 2, lower_order_final: bool = True
             point, target = start + j, start + j + 1
             h = log_snr[target] - log_snr[start]
             phi1 = -math.expm1(-h)
-            keep, alpha, last = sigmas[target] / sigmas[start], alphas[target], j == length - 1
-            if j == 0:
-                row = Row(point=point, anchor=keep, sample=alpha * phi1, restart=last)
-            elif j == 1:
+            # Weights of the latest prediction and the two before, in units of alpha_t; the start's is the j-th of them.
+            weights = [0.0, 0.0, 0.0]
+            if j > 0:
                 slope = h / (log_snr[point] - log_snr[start])
-                tilt = phi1 / 2 * slope
-                row = Row(
+                weights[0] = slope * (phi1 / 2 if j == 1 else 1 - phi1 / h)
+            weights[j] += phi1 - weights[0]
+            sample, previous_sample, older_sample = (alphas[target] * weight for weight in weights)
+            rows.append(
+                Row(
                     point=point,
-                    anchor=keep,
-                    sample=alpha * tilt,
-                    previous_sample=alpha * (phi1 - tilt),
-                    restart=last,
+                    anchor=sigmas[target] / sigmas[start],
+                    sample=sample,
+                    previous_sample=previous_sample,
+                    older_sample=older_sample,
+                    restart=j == length - 1,
                 )
-            else:
-                slope = h / (log_snr[point] - log_snr[start])
-                tilt = (1 - phi1 / h) * slope
-                row = Row(point=point, anchor=keep, sample=alpha * tilt, older_sample=alpha * (phi1 - tilt))
-            rows.append(row)
+            )
     return rows
 
 

@@ -31,12 +31,14 @@ Build = Callable[[Grid], list[Row]]
 
 
 def expected_sample(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """E[x_0 | alpha x_0 + sigma noise = x], what a perfect network says; x is [..., 1]."""
-    weights, means, stds = (values.to(x.dtype) for values in (WEIGHTS, MEANS, STDS))
+    """E[x_0 | alpha x_0 + sigma noise = x], what a perfect network says; for x of any shape."""
+    # Components along a new first dimension: quick for many x.
+    weights, means, stds = (values.to(x.dtype).reshape(-1, *[1] * x.dim()) for values in (WEIGHTS, MEANS, STDS))
     variances = alpha**2 * stds**2 + sigma**2
-    log_likelihood = weights.log() - variances.log() / 2 - (x - alpha * means) ** 2 / (2 * variances)
-    by_component = means + alpha * stds**2 / variances * (x - alpha * means)
-    return (log_likelihood.softmax(dim=-1) * by_component).sum(dim=-1, keepdim=True)
+    offsets = x - alpha * means
+    log_likelihood = weights.log() - variances.log() / 2 - offsets**2 / (2 * variances)
+    by_component = means + alpha * stds**2 / variances * offsets
+    return (log_likelihood.softmax(dim=0) * by_component).sum(dim=0)
 
 
 def quantile(probabilities: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -46,10 +48,8 @@ def quantile(probabilities: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     for _ in range(70):
         middle = (low + high) / 2
         distribution = (WEIGHTS * torch.special.ndtr((middle - alpha * MEANS) / stds)).sum(dim=-1, keepdim=True)
-        low, high = (
-            torch.where(distribution < probabilities, middle, low),
-            torch.where(distribution < probabilities, high, middle),
-        )
+        below = distribution < probabilities
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
 
 
@@ -186,7 +186,10 @@ def gaussian_moment_errors(process: DiffusionProcess, build: Build, grid: Grid) 
 def test_weak_order_of_stochastic_solvers_is_within_a_fifth_of_nominal(
     process: DiffusionProcess, build: Build, nominal: int
 ) -> None:
-    coarse, fine = (gaussian_moment_errors(process, build, log_snr_grid(process, num_steps)) for num_steps in (96, 192))
+    # Finer than above: the second order's error changes sign near 50 steps.
+    coarse, fine = (
+        gaussian_moment_errors(process, build, log_snr_grid(process, num_steps)) for num_steps in (192, 384)
+    )
     # A start at the exact mean stays there: the network says the mean, whatever the step. float64 rounding.
     assert max(coarse[0], fine[0]) < 1e-12
     assert math.log2(coarse[1] / fine[1]) == pytest.approx(nominal, abs=0.2)
