@@ -32,7 +32,7 @@ def to_uint8(images: Float[Tensor, "N C H W"]) -> UInt8[Tensor, "N 3 H W"]:
 
 
 def picture_grid(
-    images: Float[Tensor, "N C H W"], *, columns: int | None = None, margin: int = 4, min_side: int = 48
+    images: Float[Tensor, "N C H W"], *, columns: int | None = None, margin: int = 4, min_side: int = 64
 ) -> UInt8[Tensor, "3 height width"]:
     """All images in reading order on one white sheet, tiny ones enlarged by an integer factor.
 

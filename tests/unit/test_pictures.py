@@ -33,7 +33,7 @@ def test_grid_holds_each_image_at_its_place_between_white_margins():
 
 
 def test_large_images_are_not_enlarged_and_the_default_sheet_is_about_square():
-    assert picture_grid(torch.zeros(7, 3, 64, 50), margin=0).shape == (3, 3 * 64, 3 * 50)
+    assert picture_grid(torch.zeros(7, 3, 80, 70), margin=0).shape == (3, 3 * 80, 3 * 70)
 
 
 def test_a_tiny_picture_is_enlarged_by_repeating_pixels():

@@ -6,15 +6,22 @@ stopped when called again. The digits ship inside scikit-learn: nothing is downl
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentlm.data.datasets import Part
+    from latentlm.evaluation.digits_report import DigitsReport
+    from latentlm.evaluation.image_scores import LabelledImages
 
 TAKES_RECIPE = False
 
-_TOKENIZER_RECIPE = "image_digits_tokenizer.yaml"
-_MODEL_RECIPE = "image_digits.yaml"
 _FIRST_SAMPLE_SEED = 0
 _SAMPLE_BATCH = 128
 _ROWS_SHOWN = 8
@@ -27,9 +34,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train, draw, score, report."""
-    from latentlm.cli.generate import draw
+    stages = _Stages(total=4)
+    out: Path = arguments.out
+    stopped_by = _train(out, stages)
+    if stopped_by:
+        print(f"latentlm: stopped; `latentlm demo --out {out}` goes on from there", file=sys.stderr)
+        return 128 + stopped_by
+    report = _draw_and_score(out, stages)
+    from latentlm.storage import write_file_atomically, write_json
+
+    write_json(out / "report.json", report.as_json())
+    write_file_atomically(out / "report.md", report.as_markdown().encode())
+    print(f"\n{report.as_markdown()}\nThe digits are in {out / 'samples.png'}, the report in {out / 'report.md'}.")
+    return 0
+
+
+def _train(out: Path, stages: "_Stages") -> int:
+    """Train tokenizer and model in `out`; returns the number of the signal that stopped it, or 0."""
     from latentlm.cli.recipes import packaged_recipe, read_recipe
     from latentlm.cli.train import train_recipe
+
+    tokenizer_recipe = read_recipe(packaged_recipe("image_digits_tokenizer.yaml"), [])
+    tokenizer_flags = ["--tokenizer", str(out / "tokenizer" / "model")]
+    model_recipe = read_recipe(packaged_recipe("image_digits.yaml"), tokenizer_flags)
+    for name, recipe, what in (
+        ("tokenizer", tokenizer_recipe, "the sigma-VAE tokenizer: an 8 x 8 digit becomes a few latent vectors"),
+        ("model", model_recipe, "LatentLM: a causal Transformer draws those vectors one by one, each by diffusion"),
+    ):
+        stages.seeds[name] = recipe.trainer.seed
+        with stages.stage(name, what, run_dir=out / name):
+            if stopped_by := train_recipe(recipe, out / name, show_recipe=False):
+                return stopped_by
+    return 0
+
+
+def _draw_and_score(out: Path, stages: "_Stages") -> "DigitsReport":
+    """As many digits as there are real test digits, one per test label; both judged in the same way."""
+    import torch
+
+    from latentlm.cli.generate import draw
+    from latentlm.cli.recipes import packaged_recipe, read_recipe
     from latentlm.data import open_images
     from latentlm.evaluation.classifier import ClassifierConfig
     from latentlm.evaluation.digits_report import DigitsReport
@@ -37,74 +81,65 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from latentlm.evaluation.reconstruction import psnr
     from latentlm.generation.pipeline import LatentLMPipeline
     from latentlm.pictures import picture_grid, save_picture
-    from latentlm.storage import write_file_atomically, write_json
+    from latentlm.tokenizers.image import ImageTokenizer
 
-    out: Path = arguments.out
-    stages = _Stages(total=4)
-    tokenizer_recipe = read_recipe(packaged_recipe(_TOKENIZER_RECIPE), [])
-    model_recipe = read_recipe(packaged_recipe(_MODEL_RECIPE), ["--tokenizer", str(out / "tokenizer" / "model")])
-    for name, recipe, what in (
-        ("tokenizer", tokenizer_recipe, "the sigma-VAE tokenizer: an 8 x 8 digit becomes a few latent vectors"),
-        ("model", model_recipe, "LatentLM: a causal Transformer draws those vectors one by one, each by diffusion"),
-    ):
-        with stages.stage(name, what, run_dir=out / name):
-            if stopped_by := train_recipe(recipe, out / name, show_recipe=False):
-                print(f"latentlm: stopped; `latentlm demo --out {out}` goes on from there")
-                return 128 + stopped_by
+    data = read_recipe(packaged_recipe("image_digits.yaml"), []).data
 
-    def read(part) -> LabelledImages:
-        dataset = open_images(model_recipe.data, part=part)
+    def read(part: "Part") -> LabelledImages:
+        dataset = open_images(data, part=part)
         batch = dataset.take(range(len(dataset)))
         assert batch is not None, "the digits are in memory"
         return LabelledImages(images=batch["image"], labels=batch["label"])
 
     train, test = read("train"), read("test")
     pipeline = LatentLMPipeline.from_pretrained(out / "model" / "model")
-    sampling = pipeline.sampling["image"]
-    with stages.stage("samples", f"{len(test)} digits, as many of each class as in the real test digits"):
+    tokenizer, sampling = pipeline.tokenizers["image"], pipeline.sampling["image"]
+    assert isinstance(tokenizer, ImageTokenizer)
+    with stages.stage("samples", f"{len(test)} digits, as many of each class as among the real test digits"):
+        stages.seeds["first_sample"] = _FIRST_SAMPLE_SEED
         seeds = list(range(_FIRST_SAMPLE_SEED, _FIRST_SAMPLE_SEED + len(test)))
         images = draw(pipeline, test.labels.tolist(), seeds, sampling, batch_size=_SAMPLE_BATCH)
         samples = LabelledImages(images=images, labels=test.labels)
         save_picture(out / "samples.png", picture_grid(_by_class(samples), columns=len(test.labels.unique())))
-    with stages.stage("scores", "a classifier that never saw the samples judges them and the real test digits"):
+    with stages.stage("scores", "a classifier trained on real digits alone judges samples and real test digits"):
         comparison = compare_with_real(samples, train, test, judge=ClassifierConfig(), progress=True)
-        tokenizer = pipeline.tokenizers["image"]
-        decoded = tokenizer.decode(tokenizer.encode(test.images, sample=False))
-    report = DigitsReport(
+        with torch.inference_mode():
+            decoded = tokenizer.decode(tokenizer.encode(test.images, sample=False))
+    return DigitsReport(
         comparison=comparison,
         cfg_scale=sampling.cfg_scale,
         num_inference_steps=sampling.solver.num_inference_steps,
         solver=sampling.solver.name,
         tokenizer_psnr=psnr(decoded, test.images),
         num_train=len(train),
+        seconds=stages.total_seconds(),
         stage_seconds=stages.seconds,
         reused=tuple(stages.reused),
-        seeds={
-            "tokenizer": tokenizer_recipe.trainer.seed,
-            "model": model_recipe.trainer.seed,
-            "first_sample": _FIRST_SAMPLE_SEED,
-        },
+        seeds=stages.seeds,
         parameters={
             "tokenizer": sum(parameter.numel() for parameter in tokenizer.parameters()),
             "model": sum(parameter.numel() for parameter in pipeline.model.parameters()),
         },
     )
-    write_json(out / "report.json", report.as_json())
-    write_file_atomically(out / "report.md", report.as_markdown().encode())
-    print(f"\n{report.as_markdown()}\nThe digits are in {out / 'samples.png'}, the report in {out / 'report.md'}.")
-    return 0
 
 
 class _Stages:
-    """Announces and times the stages of the demo."""
+    """Announces and times the stages of the demo, and keeps their seeds."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
+        self.seeds: dict[str, int] = {}
+        self._start = time.perf_counter()
+
+    def total_seconds(self) -> float:
+        """Since the demo began, imports included."""
+        return time.perf_counter() - self._start
 
     @contextmanager
     def stage(self, name: str, what: str, *, run_dir: Path | None = None) -> Iterator[None]:
+        """Time what happens inside, as the stage `name`; a `run_dir` that exists was begun by an earlier run."""
         if run_dir is not None and run_dir.exists():
             self.reused.append(name)
         print(f"[{len(self.seconds) + 1}/{self.total}] {name}: {what}", flush=True)
@@ -113,7 +148,7 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - start
 
 
-def _by_class(samples):
+def _by_class(samples: "LabelledImages") -> "Tensor":
     """The first samples of each class in reading order: one column per class."""
     import torch
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentlm.generation.pipeline import LatentLMPipeline
     from latentlm.generation.requests import LatentSamplingConfig
 
 TAKES_RECIPE = False
@@ -93,8 +96,15 @@ def choose_labels(text: str | None, num_images: int | None, num_classes: int) ->
     return (choice * math.ceil(count / len(choice)))[:count]
 
 
-def draw(pipeline, labels: Sequence[int | None], seeds: Sequence[int], sampling, *, batch_size: int):
-    """Images [N, C, H, W] in [-1, 1], under a progress bar that moves once per batch."""
+def draw(
+    pipeline: "LatentLMPipeline",
+    labels: Sequence[int | None],
+    seeds: Sequence[int],
+    sampling: "LatentSamplingConfig",
+    *,
+    batch_size: int,
+) -> "Tensor":
+    """Images [N, C, H, W] in [-1, 1], on the CPU, under a progress bar that moves once per batch."""
     import torch
     from tqdm import tqdm
 

@@ -7,6 +7,7 @@ averaged weights, for `latentlm generate` and `from_pretrained`.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from latentlm.cli.recipes import read_recipe
 
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def train_recipe(recipe, run_dir: Path, *, show_recipe: bool = True) -> int:
+def train_recipe(recipe: Any, run_dir: Path, *, show_recipe: bool = True) -> int:
     """Train a recipe in a run folder, with the log's messages above the progress bar.
 
     Returns:

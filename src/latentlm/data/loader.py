@@ -10,6 +10,7 @@ has its own permutation, so a batch may hold the end of one epoch and the start 
 
 import itertools
 import logging
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -290,6 +291,7 @@ def _read(
         num_workers=num_workers,
         timeout=timeout_seconds,
         collate_fn=_unchanged,
+        worker_init_fn=_ignore_keyboard_interrupt,
         generator=torch.Generator(),  # else starting the workers draws from the global one, and changes the run
     )
     results = iter(loader)
@@ -304,6 +306,14 @@ def _read(
         del results, loader
     if failure is not None:
         raise WorkerFailure(f"reading data in {num_workers} worker processes failed: {failure}")
+
+
+def _ignore_keyboard_interrupt(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer finishes its step, and needs its workers for that.
+
+    SIGTERM is not ignored: it is how a hung worker is ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(result: Any) -> Any:

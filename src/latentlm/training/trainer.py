@@ -207,7 +207,13 @@ class Trainer:
         raw_batches = self._open_loader(progress.step * config.num_accumulation_steps)
         pending: list[tuple[int, StepResult]] = []
         for step in range(progress.step + 1, config.num_steps + 1):
-            micro_batches = list(itertools.islice(raw_batches, config.num_accumulation_steps))
+            try:
+                micro_batches = list(itertools.islice(raw_batches, config.num_accumulation_steps))
+            except RuntimeError:
+                # A batch system's SIGTERM goes to the whole process group and ends the data workers first.
+                if stop.signal is None:
+                    raise
+                return self._stop_without_data(progress, pending, log)
             if len(micro_batches) < config.num_accumulation_steps:
                 raise ValueError(f"the loader ended at step {step} of {config.num_steps}; it must be endless")
             pending.append((step, self.take_step(micro_batches, step - 1)))
@@ -235,6 +241,21 @@ class Trainer:
                 self.checkpoints.save(self._parts(), progress)
             if stopping:
                 break
+        return progress
+
+    def _stop_without_data(
+        self, progress: Progress, pending: list[tuple[int, StepResult]], log: MetricsLog | None
+    ) -> Progress:
+        """Write the checkpoint of a run that was asked to stop while it waited for a batch."""
+        if pending:
+            records = fetch(pending)
+            progress = self._count_bad_steps(progress, records)
+            if log is not None:
+                log.add_steps(records)
+        if log is not None:
+            log.sync()
+        if progress.step > 0:
+            self.checkpoints.save(self._parts(), progress)
         return progress
 
     def _count_bad_steps(self, progress: Progress, records: Sequence[StepRecord]) -> Progress:

@@ -121,6 +121,23 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_the_run_continues_bit_fo
     assert final_state(tmp_path) == uninterrupted
 
 
+def test_a_signal_that_ends_the_data_workers_first_still_leaves_a_checkpoint(
+    tmp_path: Path, uninterrupted: dict[str, bytes | list]
+) -> None:
+    def loader_that_dies_with_the_signal(start_batch: int) -> Iterator[Mapping[str, Any]]:
+        for index, batch in enumerate(make_loader(start_batch)):
+            if index == 9:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("DataLoader worker exited unexpectedly")
+            yield batch
+
+    outcome = trainer_in(tmp_path, make_loader=loader_that_dies_with_the_signal).fit()
+    assert outcome.stopped_by == signal.SIGTERM
+    assert 0 < outcome.step
+    trainer_in(tmp_path).fit()
+    assert final_state(tmp_path) == uninterrupted
+
+
 # Python 3.12 warns of a fork beside threads; the workers of this loader only make small tensors.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_data_workers_and_their_number_change_nothing(tmp_path: Path, uninterrupted: dict[str, bytes | list]) -> None:
