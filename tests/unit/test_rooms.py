@@ -12,7 +12,7 @@ PACKAGE = Path(latentlm.__file__).parent
 # A room may import from rooms that stand before it.
 ORDER = [
     {"nn", "diffusion", "config", "storage", "pictures"},
-    {"data", "pretrained"},
+    {"data", "pretrained", "foreign_weights"},
     {"sequence", "tokenizers"},
     {"models"},
     {"generation"},
@@ -20,6 +20,7 @@ ORDER = [
     {"evaluation"},
     {"catalog"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from latentlm.cli.device import resolve_device
     from latentlm.config import to_mapping
     from latentlm.generation.pipeline import LatentLMPipeline
+    from latentlm.generation.requests import LatentSamplingConfig
     from latentlm.pictures import picture_grid, save_picture, to_uint8
     from latentlm.storage import write_json
 
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     num_classes = pipeline.model.config.vocabulary.num_classes
     labels = choose_labels(arguments.labels, arguments.num_images, num_classes)
     seeds = list(range(arguments.seed, arguments.seed + len(labels)))
-    sampling = _sampling(pipeline.sampling["image"], arguments)
+    sampling = _sampling(pipeline.sampling.get("image", LatentSamplingConfig()), arguments)
     images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size)
 
     arguments.out.mkdir(parents=True, exist_ok=True)

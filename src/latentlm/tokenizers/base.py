@@ -37,7 +37,7 @@ class LatentTokenizer(Protocol):
         """Width C of one latent vector."""
         ...
 
-    def posterior(self, raw: Tensor) -> Posterior:
+    def posterior(self, raw: Tensor, /) -> Posterior:
         """Encode without sampling: what a cache of latents holds."""
         ...
 
@@ -50,7 +50,7 @@ class LatentTokenizer(Protocol):
         ...
 
     def encode(
-        self, raw: Tensor, *, sample: bool = True, generator: torch.Generator | None = None
+        self, raw: Tensor, /, *, sample: bool = True, generator: torch.Generator | None = None
     ) -> Float[Tensor, "B N C"]:
         """Latents of unit scale: a sample, or the posterior's mean."""
         ...

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 # pixels; ours are means, and their gradients smaller by the number of pixels.
 _SMALLEST_GRADIENT = 1e-8
 _LARGEST_ADAPTIVE_WEIGHT = 1e4
+# Both gradients are taken of losses this much larger: means over many pixels would vanish in float16's backward pass.
+_GRADIENT_SCALE = 2.0**12
 
 _GROUPS = 8  # of the discriminator's GroupNorm
 
@@ -118,9 +120,9 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
         adversarial: 0-dim, of the same pictures.
         last_layer: Weights of the decoder's last layer.
     """
-    (pull,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (push,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = pull.float().norm() / (push.float().norm() + _SMALLEST_GRADIENT)
+    (pull,) = torch.autograd.grad(reconstruction * _GRADIENT_SCALE, last_layer, retain_graph=True)
+    (push,) = torch.autograd.grad(adversarial * _GRADIENT_SCALE, last_layer, retain_graph=True)
+    ratio = pull.float().norm() / (push.float().norm() + _SMALLEST_GRADIENT * _GRADIENT_SCALE)
     return ratio.clamp(max=_LARGEST_ADAPTIVE_WEIGHT).detach()
 
 

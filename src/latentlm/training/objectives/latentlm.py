@@ -140,9 +140,9 @@ class LatentLMObjective(Objective):
         ]
         return self.builder.collate([[self.builder.build(document)] for document in documents]).to(self.device)
 
-    def counts(self, batch: tuple[PackedBatch, int]) -> Mapping[str, float]:
+    def counts(self, batch: tuple[PackedBatch, int]) -> dict[str, Tensor | float]:
         """Discrete targets and latents."""
-        return self.model.loss_counts(batch[0])
+        return {name: float(count) for name, count in self.model.loss_counts(batch[0]).items()}
 
     def losses(
         self, batch: tuple[PackedBatch, int], *, step: int, totals: Mapping[str, Tensor | float]
