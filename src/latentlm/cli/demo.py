@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TAKES_RECIPE = False
 
-_FIRST_SAMPLE_SEED = 0
+_SEEDS_PER_RUN = 10_000
 _SAMPLE_BATCH = 128
 _ROWS_SHOWN = 8
 
@@ -30,17 +30,18 @@ _ROWS_SHOWN = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where everything goes."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--seed", type=int, default=0, help="of both trainings and of the samples (default: 0)")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train, draw, score, report."""
     stages = _Stages(total=4)
     out: Path = arguments.out
-    stopped_by = _train(out, stages)
+    stopped_by = _train(out, arguments.seed, stages)
     if stopped_by:
-        print(f"latentlm: stopped; `latentlm demo --out {out}` goes on from there", file=sys.stderr)
+        print("latentlm: stopped; the same command goes on from there", file=sys.stderr)
         return 128 + stopped_by
-    report = _draw_and_score(out, stages)
+    report = _draw_and_score(out, arguments.seed * _SEEDS_PER_RUN, stages)
     from latentlm.storage import write_file_atomically, write_json
 
     write_json(out / "report.json", report.as_json())
@@ -49,14 +50,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _train(out: Path, stages: "_Stages") -> int:
+def _train(out: Path, seed: int, stages: "_Stages") -> int:
     """Train tokenizer and model in `out`; returns the number of the signal that stopped it, or 0."""
     from latentlm.cli.recipes import packaged_recipe, read_recipe
     from latentlm.cli.train import train_recipe
 
-    tokenizer_recipe = read_recipe(packaged_recipe("image_digits_tokenizer.yaml"), [])
+    seed_flags = ["--trainer.seed", str(seed)]
+    tokenizer_recipe = read_recipe(packaged_recipe("image_digits_tokenizer.yaml"), seed_flags)
     tokenizer_flags = ["--tokenizer", str(out / "tokenizer" / "model")]
-    model_recipe = read_recipe(packaged_recipe("image_digits.yaml"), tokenizer_flags)
+    model_recipe = read_recipe(packaged_recipe("image_digits.yaml"), tokenizer_flags + seed_flags)
     for name, recipe, what in (
         ("tokenizer", tokenizer_recipe, "the sigma-VAE tokenizer: an 8 x 8 digit becomes a few latent vectors"),
         ("model", model_recipe, "LatentLM: a causal Transformer draws those vectors one by one, each by diffusion"),
@@ -68,7 +70,7 @@ def _train(out: Path, stages: "_Stages") -> int:
     return 0
 
 
-def _draw_and_score(out: Path, stages: "_Stages") -> "DigitsReport":
+def _draw_and_score(out: Path, first_seed: int, stages: "_Stages") -> "DigitsReport":
     """As many digits as there are real test digits, one per test label; both judged in the same way."""
     import torch
 
@@ -96,8 +98,8 @@ def _draw_and_score(out: Path, stages: "_Stages") -> "DigitsReport":
     tokenizer, sampling = pipeline.tokenizers["image"], pipeline.sampling["image"]
     assert isinstance(tokenizer, ImageTokenizer)
     with stages.stage("samples", f"{len(test)} digits, as many of each class as among the real test digits"):
-        stages.seeds["first_sample"] = _FIRST_SAMPLE_SEED
-        seeds = list(range(_FIRST_SAMPLE_SEED, _FIRST_SAMPLE_SEED + len(test)))
+        stages.seeds["first_sample"] = first_seed
+        seeds = list(range(first_seed, first_seed + len(test)))
         images = draw(pipeline, test.labels.tolist(), seeds, sampling, batch_size=_SAMPLE_BATCH)
         samples = LabelledImages(images=images, labels=test.labels)
         save_picture(out / "samples.png", picture_grid(_by_class(samples), columns=len(test.labels.unique())))
