@@ -13,6 +13,7 @@ begin token and at every latent the language-model head also has a target: `begi
 Shapes: B rows, T positions, n latents of one modality in the whole batch in reading order, C its latent_dim.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence as SequenceOf
 from dataclasses import dataclass
@@ -44,9 +45,13 @@ class TextTokenizer(Protocol):
     num_ids: int
     eos_id: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, special ids never among them."""
+        ...
 
-    def decode(self, ids: SequenceOf[int]) -> str: ...
+    def decode(self, ids: SequenceOf[int]) -> str:
+        """The text of some ids."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class VocabularyConfig:
     """Class labels; one more id, the null class, is added for classifier-free guidance."""
 
     def __post_init__(self) -> None:
+        if min(self.num_text_ids, self.num_classes) < 0:
+            raise ValueError("num_text_ids and num_classes cannot be negative")
         if self.num_text_ids and not self.switch_tokens:
             raise ValueError("a vocabulary with text needs switch_tokens: true, to tell text from latents")
 
@@ -109,9 +116,13 @@ class VocabularyConfig:
         return self.num_text_ids + self.num_permanent_ids + label
 
     def label_of(self, token_id: int) -> int | None:
-        """The class label of an id of the label range; None for the null class."""
+        """The class label of an id of the label range; None for the null class.
+
+        Raises:
+            ValueError: If the id is not in that range.
+        """
         label = token_id - self.num_text_ids - self.num_permanent_ids
-        if not 0 <= label <= self.num_classes:
+        if not (self.num_classes and 0 <= label <= self.num_classes):
             raise ValueError(f"id {token_id} is not a class label")
         return None if label == self.num_classes else label
 
@@ -306,7 +317,7 @@ class SequenceBuilder:
             open_ended: A prompt: no end-of-text at the end.
 
         Raises:
-            ValueError: If a part does not fit this vocabulary, or latents would come first.
+            ValueError: If a part does not fit this vocabulary, latents would come first, or latents are not finite.
         """
         draft = _Draft(with_targets=self.vocabulary.switch_tokens)
         text = self.text_tokenizer
@@ -331,6 +342,10 @@ class SequenceBuilder:
         if part.modality not in self.modalities:
             raise ValueError(
                 f"the document holds '{part.modality}' latents but the model knows {', '.join(self.modalities)}"
+            )
+        if not part.latents.isfinite().all():
+            raise ValueError(
+                f"the document's {part.modality} latents hold NaN or infinity; look at the tokenizer that made them"
             )
         vocabulary, kind = self.vocabulary, 1 + self.modalities.index(part.modality)
         if vocabulary.switch_tokens:
@@ -374,7 +389,8 @@ class SequenceBuilder:
                 modality = self.modalities[kind - 1] if kind else begins[token]
                 start = index if kind else index + 1
                 index = start
-                while index < len(ids) and kinds[index]:
+                kind = 1 + self.modalities.index(modality)
+                while index < len(ids) and kinds[index] == kind:
                     index += 1
                 parts.append(latent_part(modality, index - start))
                 continue
@@ -395,7 +411,12 @@ class SequenceBuilder:
 
         Args:
             rows: The documents of every row, in order (see `pack`).
+
+        Raises:
+            ValueError: If there is no document, or a row without one.
         """
+        if not rows or not all(rows):
+            raise ValueError("a batch needs at least one row, and every row at least one document")
         length = max(sum(len(sequence) for sequence in row) for row in rows)
         shape = (len(rows), length)
         input_ids = torch.full(shape, self.vocabulary.pad_id)
@@ -501,19 +522,18 @@ def pack(lengths: SequenceOf[int], max_length: int) -> list[list[int]]:
     Raises:
         ValueError: If a document is longer than a row.
     """
-    free: list[int] = []
+    open_rows: list[tuple[int, int]] = []  # (free space, row), sorted: the best fit is found by bisection
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[index]
         if length > max_length:
             raise ValueError(f"document {index} has {length} tokens but a row holds {max_length}; split it first")
-        fitting = [row for row, space in enumerate(free) if space >= length]
-        if fitting:
-            best = min(fitting, key=lambda row: free[row])
+        place = bisect.bisect_left(open_rows, (length, 0))
+        if place < len(open_rows):
+            space, best = open_rows.pop(place)
         else:
-            best = len(rows)
+            space, best = max_length, len(rows)
             rows.append([])
-            free.append(max_length)
         rows[best].append(index)
-        free[best] -= length
+        bisect.insort(open_rows, (space - length, best))
     return rows

@@ -59,7 +59,12 @@ def load_authors_checkpoint(
     Raises:
         ValueError: If a tensor is missing or left over.
     """
+    needed = ("y_embedder.embedding_table.weight", "x_embedder.weight")
+    needed += ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
+    if missing := [name for name in needed if name not in weights]:
+        raise ValueError(f"not a checkpoint of the authors' flattened-input image model: {missing=}")
     classes, hidden_size = weights["y_embedder.embedding_table.weight"].shape
+    dtype = weights["x_embedder.weight"].dtype
     kv_size = (weights["blocks.0.attn.qkv.weight"].shape[0] - hidden_size) // 2
     num_kv_heads = kv_size * num_heads // hidden_size
     config = LatentLMConfig(
@@ -84,7 +89,7 @@ def load_authors_checkpoint(
     with torch.device("meta"):
         model = LatentLM(config)
     expected = set(model.state_dict())
-    converted: dict[str, Tensor] = {name: torch.ones(hidden_size) for name in expected if "norm" in name}
+    converted: dict[str, Tensor] = {name: torch.ones(hidden_size, dtype=dtype) for name in expected if "norm" in name}
     for name, weight in weights.items():
         converted |= _convert(name, weight, num_heads, num_kv_heads, hidden_size, kv_size)
     if expected != set(converted):

@@ -95,19 +95,14 @@ class DiffusionHead(nn.Module):
         return self.hidden_proj(hidden_states)
 
     def denoise(
-        self,
-        noisy_latents: Float[Tensor, "*n C"],
-        timesteps: Float[Tensor, "*t"] | Int[Tensor, "*t"],
-        condition: Float[Tensor, "*m W"],
+        self, noisy_latents: Float[Tensor, "*n C"], condition: Float[Tensor, "*m W"]
     ) -> Float[Tensor, "*n C"]:
-        """Prediction for `noisy_latents`; `timesteps` and `condition` broadcast against their leading axes.
+        """Prediction for `noisy_latents`.
 
         Args:
             noisy_latents: x^t.
-            timesteps: As the diffusion process counts them; a scalar serves all latents.
-            condition: From `project_condition`.
+            condition: `project_condition(hidden_states) + timestep_embedding(timesteps)`; broadcasts over leading axes.
         """
-        condition = condition + self.timestep_embedding(timesteps)
         x = self.latent_proj(noisy_latents)
         for block in self.blocks:
             x = block(x, condition)
@@ -119,5 +114,11 @@ class DiffusionHead(nn.Module):
         timesteps: Float[Tensor, "*t"] | Int[Tensor, "*t"],
         hidden_states: Float[Tensor, "*m D"],
     ) -> Float[Tensor, "*n C"]:
-        """`denoise` straight from hidden states."""
-        return self.denoise(noisy_latents, timesteps, self.project_condition(hidden_states))
+        """Prediction for `noisy_latents`; `timesteps` and `hidden_states` broadcast against their leading axes.
+
+        Args:
+            noisy_latents: x^t.
+            timesteps: As the diffusion process counts them; a scalar serves all latents.
+            hidden_states: h of the position before each latent.
+        """
+        return self.denoise(noisy_latents, self.project_condition(hidden_states) + self.timestep_embedding(timesteps))

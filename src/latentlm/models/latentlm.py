@@ -11,6 +11,7 @@ Shapes: B rows, T positions, D hidden_size, n latents of a modality in the batch
 V vocabulary size.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -51,6 +52,10 @@ class ModalityConfig:
     tokenizer_fingerprint: str | None = None
     """The tokenizer this modality was trained with; another one is refused."""
 
+    def __post_init__(self) -> None:
+        if min(self.latent_dim, self.num_noises_per_latent) < 1:
+            raise ValueError("latent_dim and num_noises_per_latent must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLMConfig:
@@ -73,6 +78,13 @@ class LatentLMConfig:
                 f"lm_head: {str(self.lm_head).lower()} does not go with vocabulary.switch_tokens: "
                 f"{str(self.vocabulary.switch_tokens).lower()}: discrete targets exist with switch tokens only"
             )
+        if not self.modalities and not self.lm_head:
+            raise ValueError("a model without modalities and without softmax head would predict nothing")
+        for name in self.modalities:
+            if not name.isidentifier():
+                raise ValueError(f"'{name}' cannot name a modality: it becomes a name of files and parameters")
+            if self.vocabulary.switch_tokens:
+                self.vocabulary.begin_id(name)  # refuses a modality without switch tokens
 
 
 class LatentLM(Pretrained, nn.Module):
@@ -135,10 +147,19 @@ class LatentLM(Pretrained, nn.Module):
             input_ids: Ids; placeholders are overwritten.
             latents: Clean latents by modality.
             latent_positions: Their flat positions b * T + t.
+
+        Raises:
+            ValueError: If latents have another width than the model was built for.
         """
         embeds = self.embed_tokens(input_ids)
         flat = embeds.flatten(0, 1)
         for name, values in latents.items():
+            latent_dim = self.config.modalities[name].latent_dim
+            if values.shape[-1] != latent_dim:
+                raise ValueError(
+                    f"{name} latents have {values.shape[-1]} channels but the model was built for "
+                    f"latent_dim={latent_dim}; was it trained with another tokenizer?"
+                )
             projected = self.input_projs[name](values.to(flat.dtype))
             flat = flat.index_copy(0, latent_positions[name], projected.to(flat.dtype))
         return flat.view_as(embeds)
@@ -175,12 +196,37 @@ class LatentLM(Pretrained, nn.Module):
             return F.linear(hidden_states.float(), weight.float())
 
     def loss_counts(self, batch: PackedBatch) -> dict[str, int]:
-        """How many items each loss of `forward` is a mean over: discrete targets, latents, in-span targets."""
+        """How many items each loss of `forward` is a mean over: discrete targets, latents, in-span targets.
+
+        The names are those of the model, not of the batch, so that the counts of any batches can be added up.
+        """
+        batch = self._complete(batch)
         counts = {f"diffusion/{name}": values.shape[0] for name, values in batch.latents.items()}
         if self.config.lm_head:
             counts["lm"] = batch.text_positions.shape[0]
             counts |= {f"continue/{name}": index.shape[0] for name, index in batch.continue_positions.items()}
         return counts
+
+    def _complete(self, batch: PackedBatch) -> PackedBatch:
+        """The batch with an empty entry for every modality that occurs in none of its documents.
+
+        Every batch then has the same losses and gives every parameter a gradient, if of zero: micro-batches and ranks
+        that happen to hold different modalities can be added up.
+        """
+        none = batch.text_positions.new_zeros(0)
+        names = self.config.modalities
+        return dataclasses.replace(
+            batch,
+            latents={
+                name: batch.latents[name]
+                if name in batch.latents
+                else self.embed_tokens.weight.new_zeros(0, names[name].latent_dim)
+                for name in names
+            },
+            latent_positions={name: batch.latent_positions.get(name, none) for name in names},
+            latent_keys={name: batch.latent_keys.get(name, none) for name in names},
+            continue_positions={name: batch.continue_positions.get(name, none) for name in names},
+        )
 
     def forward(
         self, batch: PackedBatch, *, noise_seed: int, totals: Mapping[str, Tensor | float | int] | None = None
@@ -197,9 +243,10 @@ class LatentLM(Pretrained, nn.Module):
 
         Returns:
             float32 scalars: `lm`, `continue/<modality>`, `diffusion/<modality>`, `total`. A loss without a single
-            target is left out.
+            target is 0.
         """
         totals = self.loss_counts(batch) if totals is None else totals
+        batch = self._complete(batch)
         hidden_states = self.hidden_states(batch).flatten(0, 1)  # (B·T, D)
         losses: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
@@ -209,13 +256,13 @@ class LatentLM(Pretrained, nn.Module):
                 for name, index in batch.continue_positions.items()
             }
             for name, (index, weight) in groups.items():
-                if index.shape[0]:
-                    logits = self.logits(hidden_states[index])
-                    summed = F.cross_entropy(logits, batch.labels.flatten()[index], reduction="sum")
-                    losses[name] = summed / totals[name]
-                    weighted.append(weight * losses[name])
+                logits = self.logits(hidden_states[index])
+                summed = F.cross_entropy(logits, batch.labels.flatten()[index], reduction="sum")
+                losses[name] = summed / _at_least_one(totals[name])
+                weighted.append(weight * losses[name])
         for name in batch.latents:
-            loss = self._diffusion_loss(name, batch, hidden_states, noise_seed) / totals[f"diffusion/{name}"]
+            loss = self._diffusion_loss(name, batch, hidden_states, noise_seed)
+            loss = loss / _at_least_one(totals[f"diffusion/{name}"])
             losses[f"diffusion/{name}"] = loss
             weighted.append(self.config.modalities[name].loss_weight * loss)
         losses["total"] = torch.stack(weighted).sum()
@@ -239,3 +286,8 @@ class LatentLM(Pretrained, nn.Module):
         head: DiffusionHead = self.diffusion_heads[name]  # pyright: ignore[reportAssignmentType]
         prediction = head(noisy_latents.to(conditions.dtype), timesteps, conditions)
         return (prediction.float() - target).square().mean(dim=(0, 2)).sum()
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    """A normaliser under which the mean over no target is 0, not NaN."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

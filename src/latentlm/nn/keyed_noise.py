@@ -12,15 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def _signed(value: int) -> int:
-    """The int64 with the same bits as an unsigned 64-bit constant."""
+def signed_int64(value: int) -> int:
+    """The int64 with the same lowest 64 bits: any integer can be a seed."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+_GOLDEN = signed_int64(0x9E3779B97F4A7C15)
+_MIX_1 = signed_int64(0xBF58476D1CE4E5B9)
+_MIX_2 = signed_int64(0x94D049BB133111EB)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -36,20 +36,21 @@ def _mix(x: Tensor) -> Tensor:
 
 def combine_keys(*keys: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Hash integers and integer tensors (broadcast together) into one int64 key; order matters."""
-    result = torch.zeros((), dtype=torch.int64)
+    # Numbers stay 0-dim on the CPU, where they mix with tensors of any device without making the host wait.
+    result = torch.zeros((), dtype=torch.int64, device="cpu")
     for key in keys:
-        key = torch.tensor(_signed(key)) if isinstance(key, int) else key.long()
-        result = _mix(result.to(key.device) * _MIX_1 + _mix(key + _GOLDEN))
+        key = torch.tensor(signed_int64(key), device="cpu") if isinstance(key, int) else key.long()
+        result = _mix(result * _MIX_1 + _mix(key + _GOLDEN))
     return result
 
 
 def keyed_uniform(
-    seed: int, keys: Int[Tensor, "*batch"], shape: tuple[int, ...] = (), *, stream: int = 0
+    seed: int | Int[Tensor, "*batch"], keys: Int[Tensor, "*batch"], shape: tuple[int, ...] = (), *, stream: int = 0
 ) -> Float[Tensor, "..."]:
     """Uniform numbers in the open interval (0, 1), float32, shape `keys.shape + shape`.
 
     Args:
-        seed: For example the hash of run seed and step.
+        seed: For example the hash of run seed and step; a tensor gives every item its own.
         keys: One key per item; equal keys give equal numbers.
         shape: Numbers per item.
         stream: Separates draws for different purposes at the same seed and key.
@@ -64,7 +65,7 @@ def keyed_uniform(
 
 
 def keyed_normal(
-    seed: int, keys: Int[Tensor, "*batch"], shape: tuple[int, ...] = (), *, stream: int = 0
+    seed: int | Int[Tensor, "*batch"], keys: Int[Tensor, "*batch"], shape: tuple[int, ...] = (), *, stream: int = 0
 ) -> Float[Tensor, "..."]:
     """Standard normal numbers, float32, shape `keys.shape + shape`; arguments as in `keyed_uniform`."""
     uniform = keyed_uniform(seed, keys, (2, *shape), stream=stream)
