@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from latentlm.generation.pipeline import LatentLMPipeline
 from latentlm.pretrained import read_model_config, resolve_folder
 from latentlm.tokenizers.image import ImageTokenizer
@@ -47,7 +49,11 @@ def build(recipe: Any) -> tuple[Objective, MakeLoader, Any]:
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False, device: str = "cpu"
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    device: str | torch.device = "cpu",
 ) -> Any:
     """Load whatever a folder or hub repository holds: an `ImageTokenizer`, a `LatentLMPipeline`, …
 
@@ -60,7 +66,7 @@ def load(
     Raises:
         ValueError: If its kind is unknown.
     """
-    folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
+    folder = resolve_folder(source, revision=revision, local_files_only=local_files_only, verify=False)
     name = read_model_config(folder)["kind"]
     if name not in KINDS:
         raise ValueError(f"{source} holds a '{name}', which this version does not know; known: {', '.join(KINDS)}")

@@ -7,6 +7,7 @@ safetensors are ever downloaded or read, so a stranger's folder can be wrong but
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -62,10 +63,7 @@ class Pretrained(_Module):
         Raises:
             StorageError: If the folder exists and is not a model folder, or the disk refuses.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder / CONFIG_NAME).is_file() and any(folder.iterdir()):
-            raise StorageError("exists", f"{folder} exists and holds no model; refusing to replace it")
-        publish_folder(folder, self.write_files, replace=True)
+        publish_model(Path(folder), self.write_files)
 
     def write_files(self, folder: Path) -> None:
         """Write config.json and model.safetensors into a folder that exists; for publishers of several models."""
@@ -96,6 +94,11 @@ class Pretrained(_Module):
                 field, damaged files, or tensors that are missing, unexpected or of another shape.
         """
         folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
+        return cls.from_folder(folder, device=device)
+
+    @classmethod
+    def from_folder(cls: type[PretrainedT], folder: Path, *, device: str | torch.device = "cpu") -> PretrainedT:
+        """`from_pretrained` of a folder that `resolve_folder` gave, or of one inside it: nothing is hashed again."""
         content = read_model_config(folder)
         if content["kind"] != cls.kind:
             raise ValueError(f"{folder} holds a {content['kind']!r}, not a {cls.kind!r}")
@@ -142,8 +145,33 @@ class Pretrained(_Module):
         return commit.commit_url
 
 
-def resolve_folder(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+def publish_model(folder: Path, write: Callable[[Path], None]) -> None:
+    """Publish a model folder, replacing an existing one as a whole, but never a folder of something else.
+
+    Args:
+        folder: The model folder.
+        write: Fills the staging folder that it is given.
+
+    Raises:
+        StorageError: If something exists there that is not a model folder, or the disk refuses.
+    """
+    if folder.exists():
+        is_ours = folder.is_dir() and ((folder / CONFIG_NAME).is_file() or not any(folder.iterdir()))
+        if not is_ours:
+            raise StorageError("exists", f"{folder} exists and holds no model; refusing to replace it")
+    publish_folder(folder, write, replace=True)
+
+
+def resolve_folder(
+    source: str | Path, *, revision: str | None = None, local_files_only: bool = False, verify: bool = True
+) -> Path:
     """The local folder of a model: `source` itself, or the hub's download of it, checked against its manifest if any.
+
+    Args:
+        source: A folder, or a hub id "owner/name".
+        revision: Branch, tag or commit of a hub repository.
+        local_files_only: Use the local hub cache and never the network.
+        verify: Check the manifest, which reads every file. False is for callers whose next step does.
 
     Raises:
         ValueError: If it is neither a folder nor a hub id, cannot be downloaded, or fails verification.
@@ -153,17 +181,24 @@ def resolve_folder(source: str | Path, *, revision: str | None = None, local_fil
         if not _HUB_ID.fullmatch(str(source)):
             raise ValueError(f"{source} is neither a folder here nor a hub id of the form owner/name")
         folder = _download(str(source), revision, local_files_only)
-    # The hub's cache is <repository>/snapshots/<commit>/, made of links to <repository>/blobs/.
-    snapshot = next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)
-    links_within = folder if snapshot is None else snapshot.parents[1]
+    links_within = link_root(folder)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         refuse_escape(folder / name, links_within)
-    if (folder / MANIFEST_NAME).is_file():
+    if verify and (folder / MANIFEST_NAME).is_file():
         manifest = verify_folder(folder, allow_unlisted=True, links_within=links_within)
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             if name not in manifest.files:
                 raise StorageError("bad_manifest", f"{folder / MANIFEST_NAME} does not list {name}")
     return folder
+
+
+def link_root(folder: Path) -> Path:
+    """Where links inside a model folder may lead: nowhere else, or anywhere in a repository of the hub's cache.
+
+    That cache is <repository>/snapshots/<commit>/, made of links to <repository>/blobs/.
+    """
+    snapshot = next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)
+    return folder if snapshot is None else snapshot.parents[1]
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

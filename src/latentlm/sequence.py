@@ -2,7 +2,7 @@
 
     Document (parts in order)  ->  Sequence (ids, with placeholders where latents stand)  ->  PackedBatch
 
-The id space, from 0: text ids | permanent ids (padding and one begin/end pair per modality) | class labels | null class.
+The id space, from 0: text ids | permanent ids (padding, one begin/end pair per modality) | class labels | null class.
 
 A latent span reads `begin latent … latent end`. The begin token is <BOD> of the paper, the end token <EOD>. At the
 begin token and at every latent the language-model head also has a target: `begin` again means "another latent follows",
@@ -15,9 +15,10 @@ Shapes: B rows, T positions, n latents of one modality in the whole batch in rea
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -223,7 +224,7 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""
 
-        def move(value: object) -> object:
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             return {name: move(item) for name, item in value.items()} if isinstance(value, Mapping) else value
@@ -338,7 +339,7 @@ class SequenceBuilder:
             raise ValueError("the document is empty")
         return draft.finish(document.key)
 
-    def _append_span(self, draft: "_Draft", part: LatentPart) -> None:
+    def _append_span(self, draft: _Draft, part: LatentPart) -> None:
         if part.modality not in self.modalities:
             raise ValueError(
                 f"the document holds '{part.modality}' latents but the model knows {', '.join(self.modalities)}"

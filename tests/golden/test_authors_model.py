@@ -75,11 +75,13 @@ def assert_close(actual: Tensor, expected: Tensor, *, relative: float) -> None:
 def test_head_predictions(oracle: tuple[LatentLM, dict[str, Tensor]]) -> None:
     model, values = oracle
     head = model.diffusion_heads["image"]
-    prediction = head.denoise(values["latents"], values["timesteps"][:3], values["condition"])  # pyright: ignore
+    condition = values["condition"] + head.timestep_embedding(values["timesteps"][:3])  # pyright: ignore
+    prediction = head.denoise(values["latents"], condition)  # pyright: ignore
     assert_close(prediction, values["head_prediction_from_condition"], relative=1e-5)
     # Every condition serves two noises: here they broadcast, in the authors' code they are repeated.
     noisy, timesteps = (values[name].unflatten(0, (3, 2)) for name in ("noisy_latents", "timesteps"))
-    prediction = head.denoise(noisy, timesteps, conditions(model, values)[:, None])  # pyright: ignore
+    condition = conditions(model, values)[:, None] + head.timestep_embedding(timesteps)  # pyright: ignore
+    prediction = head.denoise(noisy, condition)  # pyright: ignore
     assert_close(prediction, values["prediction_batch_mul_2"].unflatten(0, (3, 2)), relative=1e-5)
 
 
@@ -95,11 +97,11 @@ def make_generator(model: LatentLM, num_steps: int) -> Generator:
 def use_noise(noise: Tensor, monkeypatch: pytest.MonkeyPatch, *, first: int = 0) -> None:
     """Let row `seed` of the generator start its k-th latent from noise[seed, first + k]."""
 
-    def given_noise(seed: int, key: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
+    def given_noise(seeds: Tensor, keys: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
         if stream != generator_module.STARTING_NOISE_STREAM:
             assert 0 in shape  # the solver is deterministic
-            return torch.empty(shape)
-        return noise[seed, first + int(key)]
+            return torch.empty(*keys.shape, *shape)
+        return noise[seeds, first + keys]
 
     monkeypatch.setattr(generator_module, "keyed_normal", given_noise)
 
@@ -147,3 +149,11 @@ def test_free_running_guided_samples(
     # compared; the test above covers the rest.
     expected = values[f"sample_v_prediction_{num_steps}_{cfg_scale}"]
     assert_close(latents[:, :3], expected[:, :3], relative=3e-4)
+
+
+@pytest.mark.parametrize("name", ["x_embedder.weight", "blocks.1.attn.proj.weight"])
+def test_a_checkpoint_without_one_of_its_tensors_is_refused(name: str) -> None:
+    weights = load_file(DATA / "latentlm_mha_weights.safetensors")
+    del weights[name]
+    with pytest.raises(ValueError, match="not a checkpoint of the authors' flattened-input image model: missing="):
+        load_authors_checkpoint(weights, num_heads=4)

@@ -10,6 +10,8 @@ from latentlm.models.diffusion_head import DiffusionHeadConfig
 from latentlm.models.latentlm import LatentLMConfig, ModalityConfig
 from latentlm.models.transformer import TransformerConfig
 from latentlm.sequence import VocabularyConfig
+from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from latentlm.tokenizers.vit import ViTConfig
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -49,3 +51,20 @@ def tiny_mixed_config() -> LatentLMConfig:
             ),
         },
     )
+
+
+def tiny_image_tokenizer(*, seed: int = 0) -> ImageTokenizer:
+    """Pictures of 8 x 8 grey pixels to four latents of six numbers; random weights, statistics measured."""
+    vit = ViTConfig(hidden_size=32, num_layers=1, num_heads=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = ImageTokenizer(
+            ImageTokenizerConfig(image_size=8, num_channels=1, patch_size=4, latent_dim=6, encoder=vit, decoder=vit)
+        )
+    tokenizer.measure_statistics([(tiny_pictures(12), torch.arange(12))])
+    return tokenizer.eval()
+
+
+def tiny_pictures(count: int, *, seed: int = 1) -> torch.Tensor:
+    """Noise in [-1, 1] of the size that `tiny_image_tokenizer` takes."""
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1

@@ -9,7 +9,7 @@ from latentlm.models.transformer import Transformer, TransformerConfig
 
 @pytest.mark.parametrize("num_kv_heads", [8, 2, 1])
 def test_hidden_states_equal_llama(num_kv_heads: int) -> None:
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     theirs = LlamaModel(
         LlamaConfig(
             vocab_size=11,
@@ -20,13 +20,14 @@ def test_hidden_states_equal_llama(num_kv_heads: int) -> None:
             intermediate_size=160,
             rms_norm_eps=1e-5,
             rope_theta=50_000.0,
-            initializer_range=0.15,
         )
     ).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            else:
+                parameter.normal_(std=0.15, generator=generator)
     ours = Transformer(
         TransformerConfig(
             hidden_size=64,
@@ -41,7 +42,7 @@ def test_hidden_states_equal_llama(num_kv_heads: int) -> None:
     weights = theirs.state_dict()
     del weights["embed_tokens.weight"]
     ours.load_state_dict(weights)
-    embeds = torch.randn(2, 40, 64)
+    embeds = torch.randn(2, 40, 64, generator=generator)
     with torch.no_grad():
         expected = theirs(inputs_embeds=embeds).last_hidden_state
         positions = torch.arange(40).expand(2, -1)

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latentlm.sequence import (
     IGNORE_LABEL,
@@ -64,7 +65,9 @@ def test_restoring_undoes_building(document_parts: list[Part]) -> None:
 def test_switch_token_ids_are_permanent() -> None:
     # Part of the file format: checkpoints depend on these numbers.
     assert VOCABULARY.pad_id == 257
-    assert [(VOCABULARY.begin_id(name), VOCABULARY.end_id(name)) for name in ("image", "speech", "video", "action")] == [
+    assert [
+        (VOCABULARY.begin_id(name), VOCABULARY.end_id(name)) for name in ("image", "speech", "video", "action")
+    ] == [
         (258, 259),
         (260, 261),
         (262, 263),
@@ -168,3 +171,39 @@ def test_latents_need_something_before_them() -> None:
 def test_a_document_longer_than_a_row_is_refused() -> None:
     with pytest.raises(ValueError, match="split it first"):
         pack([3, 30], 20)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_latents_that_are_not_finite_are_refused(builder: SequenceBuilder, value: float) -> None:
+    broken = latents("image", 3)
+    broken.latents[1, 2] = value
+    with pytest.raises(ValueError, match="image latents hold NaN or infinity"):
+        builder.build(Document((TextPart("look: "), broken)))
+
+
+def test_neighbouring_spans_of_different_modalities_are_told_apart_without_switch_tokens() -> None:
+    builder = SequenceBuilder(VocabularyConfig(num_classes=5), list(DIMS))
+    document = Document((LabelPart(1), latents("image", 2), latents("speech", 3)))
+    restored = builder.restore(builder.build(document))
+    assert len(restored.parts) == 3
+    assert all(same(first, second) for first, second in zip(restored.parts, document.parts, strict=True))
+
+
+def test_vocabularies_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs switch_tokens"):
+        VocabularyConfig(num_text_ids=257)
+    with pytest.raises(ValueError, match="cannot be negative"):
+        VocabularyConfig(num_classes=-1)
+    with pytest.raises(ValueError, match="id 11 is not a class label"):
+        VocabularyConfig(switch_tokens=True).label_of(11)  # no classes: not the null class either
+
+
+@pytest.mark.parametrize("rows", [[], [[]]])
+def test_a_batch_without_documents_is_refused(builder: SequenceBuilder, rows: list) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        builder.collate(rows)
+
+
+def test_packing_takes_the_row_with_the_least_space_that_fits() -> None:
+    # 7 opens row 0 (3 left), 6 row 1 (4 left); 4 fits row 1 exactly, 3 row 0 exactly.
+    assert pack([3, 6, 4, 7], 10) == [[3, 0], [1, 2]]

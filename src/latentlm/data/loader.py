@@ -44,6 +44,8 @@ class MapDataset(ABC):
     def __init__(self, *, rejected: Sequence[BadRecord] = (), max_bad_records: int = 0) -> None:
         self.rejected = tuple(rejected)
         self.max_bad_records = max_bad_records
+        self.named: set[str] = set()
+        """Bad records that the log has named already, whichever loader met them."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -258,7 +260,9 @@ class _BadRecordList:
         for index, name, reason in met:
             if index not in self._known:
                 self._known[index] = BadRecord(name, reason)
-                _LOGGER.warning("skipped a bad record: %s: %s", name, reason)
+                if name not in self._dataset.named:
+                    self._dataset.named.add(name)
+                    _LOGGER.warning("skipped a bad record: %s: %s", name, reason)
         if len(self._known) > self._dataset.max_bad_records:
             self._stop(f"{len(self._known)} bad records, max_bad_records is {self._dataset.max_bad_records}")
         if len(self._known) - len(self._dataset.rejected) == len(self._dataset):

@@ -4,16 +4,17 @@ Each round feeds every row its newest token, then either samples the row's next 
 diffusion for its next latent. Rows differ in prompt length, mode, length, seed and guidance. This executor is the
 reference that faster ones are tested against.
 
-With guidance a row has a second, unconditional stream with its own cache rows. It begins anew at every latent span,
+With guidance a row has a second, unconditional stream with its own cache row. It begins anew at every latent span,
 reads the negative prompt, and then sees the same generated latents and the same starting noise as the first.
 Decisions to switch or stop come from the conditional stream alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence as SequenceOf
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentlm.diffusion.guidance import guidance_scales, guide
@@ -32,7 +33,7 @@ from latentlm.generation.text_sampling import sample_token
 from latentlm.models.diffusion_head import DiffusionHead
 from latentlm.models.kv_cache import KVCache
 from latentlm.models.latentlm import LatentLM
-from latentlm.nn.keyed_noise import keyed_normal, keyed_uniform
+from latentlm.nn.keyed_noise import keyed_normal, keyed_uniform, signed_int64
 from latentlm.sequence import Document, LabelPart, LatentPart, Part, Sequence, SequenceBuilder, TextPart
 
 # Streams of the keyed noise of one request.
@@ -44,6 +45,10 @@ Token = int | tuple[str, Tensor]
 """A discrete id, or (modality, latent)."""
 
 
+SHORTEST_SPAN = 3
+"""Positions of a span that the model opens by itself: begin token, one latent, end token."""
+
+
 @dataclass
 class _Stream:
     """One row of the cache: what it has read, what it reads next, and the hidden state of its newest token."""
@@ -51,7 +56,7 @@ class _Stream:
     cache_row: int
     pending: list[Token] = field(default_factory=list)
     length: int = 0
-    hidden_state: Tensor | None = None
+    hidden_state: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def restart(self, tokens: list[Token]) -> None:
         """Forget what was read; slots are overwritten from position 0."""
@@ -64,6 +69,7 @@ class _Row:
 
     index: int
     request: GenerationRequest
+    negative: list[Token]
     cond: _Stream
     uncond: _Stream
     spans: list[LatentSpan]
@@ -82,21 +88,45 @@ class Generator:
     """Prompts in, a stream of events out.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode, on its device already.
         builder: Turns prompts into sequences; built on the model's vocabulary.
         sampling: Defaults of every modality, by name; absent ones get `LatentSamplingConfig()`.
+
+    Raises:
+        ValueError: If builder or sampling belong to another model.
     """
 
     def __init__(
         self, model: LatentLM, builder: SequenceBuilder, sampling: Mapping[str, LatentSamplingConfig] | None = None
     ) -> None:
+        sampling, modalities = dict(sampling or {}), model.config.modalities
+        if builder.vocabulary != model.config.vocabulary or builder.modalities != tuple(modalities):
+            raise ValueError("the sequence builder was made for another vocabulary or other modalities than the model")
+        if unknown := sorted(sampling.keys() - modalities.keys()):
+            raise ValueError(f"sampling names {', '.join(unknown)} but the model knows {', '.join(modalities)}")
         self.model = model
         self.builder = builder
-        self.sampling = {name: (sampling or {}).get(name, LatentSamplingConfig()) for name in model.config.modalities}
+        self.sampling = {name: sampling.get(name, LatentSamplingConfig()) for name in modalities}
         self._solvers: dict[str, Solver] = {
             name: make_solver(model.processes[name], config.solver).to(model.device)
             for name, config in self.sampling.items()
         }
+        self._heads: dict[str, DiffusionHead] = dict(model.diffusion_heads.items())  # pyright: ignore[reportAttributeAccessIssue]
+        # Ids among which the softmax head decides: text, text or a new span, and within a span its going on or ending.
+        vocabulary = builder.vocabulary
+        self._text_ids = self._mask(range(vocabulary.num_text_ids))
+        self._free_ids, self._span_ids = self._text_ids, {}
+        if vocabulary.switch_tokens:
+            begins = {name: vocabulary.begin_id(name) for name in modalities}
+            self._free_ids = self._mask([*range(vocabulary.num_text_ids), *begins.values()])
+            self._span_ids = {name: self._mask([begin, vocabulary.end_id(name)]) for name, begin in begins.items()}
+
+    def _mask(self, ids: SequenceOf[int]) -> Bool[Tensor, "V"] | None:
+        if not ids:
+            return None
+        mask = torch.zeros(self.builder.vocabulary.size, dtype=torch.bool)
+        mask[list(ids)] = True
+        return mask.to(self.model.device)
 
     def generate(self, requests: SequenceOf[GenerationRequest]) -> list[Document]:
         """What the model adds to each prompt, in the order of the requests."""
@@ -106,27 +136,39 @@ class Generator:
                 documents[event.request] = event.document
         return [documents[index] for index in range(len(requests))]
 
-    @torch.inference_mode()
     def stream(self, requests: SequenceOf[GenerationRequest]) -> Iterator[Event]:
         """Answer all requests as one batch, saying what happens as it happens.
 
         Raises:
-            ValueError: If a request does not fit the model.
+            ValueError: If a request does not fit the model, or the model's numbers are not finite.
         """
-        rows = [self._start(index, request, len(requests)) for index, request in enumerate(requests)]
+        if not requests:
+            return
+        rows = [self._start(index, request) for index, request in enumerate(requests)]
+        num_streams = len(rows)
+        for row in rows:
+            if any(self._cfg_scale(row, name) != 1.0 for name in self.sampling):
+                row.uncond.cache_row = num_streams
+                num_streams += 1
         # One slot more than any row needs: right padding is written there.
-        cache = self.model.transformer.allocate_cache(2 * len(rows), 1 + max(self._budget(row) for row in rows))
+        cache = self.model.transformer.allocate_cache(num_streams, 1 + max(self._budget(row) for row in rows))
+        step_embeddings = self._embed_steps()
         active = list(rows)
         while active:
             self._read_pending([row.cond for row in active] + [row.uncond for row in active if row.guided], cache)
+            chosen_ids = self._choose_ids(active)
             drawing: dict[str, list[_Row]] = {}
             for row in active:
-                if row.span is not None and self._span_goes_on(row):
+                token = chosen_ids.get(row.index)
+                if row.span is None:
+                    yield from self._take_token(row, token)
+                elif self._span_goes_on(row, row.span, token):
                     drawing.setdefault(row.span.modality, []).append(row)
                 else:
-                    yield from self._next_token(row)
+                    yield from self._close_span(row)
             for modality, group in drawing.items():
-                for row, latent in zip(group, self._draw_latents(modality, group), strict=True):
+                latents = self._draw_latents(modality, group, step_embeddings[modality])
+                for row, latent in zip(group, latents, strict=True):
                     yield from self._accept_latent(row, latent)
             for row in active:
                 if row.finish_reason is not None:
@@ -135,38 +177,56 @@ class Generator:
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, index: int, request: GenerationRequest, num_rows: int) -> _Row:
+    def _start(self, index: int, request: GenerationRequest) -> _Row:
         for span in request.spans:
-            if span.modality not in self.model.config.modalities:
+            if span.modality not in self.sampling:
                 raise ValueError(
-                    f"the request asks for '{span.modality}' but the model knows "
-                    f"{', '.join(self.model.config.modalities)}"
+                    f"the request asks for '{span.modality}' but the model knows {', '.join(self.sampling)}"
                 )
             if span.num_latents is None and not self.builder.vocabulary.switch_tokens:
                 raise ValueError("this model has no end token, so a span needs its num_latents")
         if request.max_new_tokens and not self.model.config.lm_head:
             raise ValueError("this model has no softmax head: it draws forced spans only (max_new_tokens must be 0)")
-        row = _Row(index, request, _Stream(index), _Stream(num_rows + index), list(request.spans))
-        row.cond.pending = _tokens(self.builder.build(request.prompt, open_ended=True), self.builder.modalities)
+        row = _Row(
+            index=index,
+            request=request,
+            negative=self._negative_tokens(request),
+            cond=_Stream(cache_row=index, pending=self._tokens(self.builder.build(request.prompt, open_ended=True))),
+            uncond=_Stream(cache_row=-1),
+            spans=list(request.spans),
+        )
         if row.spans:
             self._open_span(row, row.spans.pop(0))
         return row
 
-    def _budget(self, row: _Row) -> int:
-        """Positions that the row can fill at most, in either stream."""
-        request = row.request
-        negative = self._negative_tokens(row)
-        spans = sum(span.limit + 2 for span in request.spans)
-        return max(len(row.cond.pending), len(negative)) + spans + request.max_new_tokens + 1
+    def _tokens(self, sequence: Sequence) -> list[Token]:
+        """The tokens of a sequence one by one, latents on the model's device."""
+        latents = {name: iter(values.to(self.model.device, torch.float32)) for name, values in sequence.latents.items()}
+        names = self.builder.modalities
+        return [
+            token if kind == 0 else (names[kind - 1], next(latents[names[kind - 1]]))
+            for token, kind in zip(sequence.input_ids.tolist(), sequence.modality_ids.tolist(), strict=True)
+        ]
 
-    def _negative_tokens(self, row: _Row) -> list[Token]:
+    def _negative_tokens(self, request: GenerationRequest) -> list[Token]:
         """What the unconditional stream reads before a span, begin token excluded."""
-        vocabulary, negative = self.builder.vocabulary, row.request.negative_prompt
-        if negative is None and not vocabulary.switch_tokens:
+        negative = request.negative_prompt
+        if negative is None and not self.builder.vocabulary.switch_tokens:
             negative = Document((LabelPart(None),))
         if negative is None:
-            return []
-        return _tokens(self.builder.build(negative, open_ended=True), self.builder.modalities)
+            # The document without its condition: documents with text begin with end-of-text, others with the span.
+            text_tokenizer = self.builder.text_tokenizer
+            return [] if text_tokenizer is None else [text_tokenizer.eos_id]
+        return self._tokens(self.builder.build(negative, open_ended=True))
+
+    def _budget(self, row: _Row) -> int:
+        """Positions that the row can fill at most, in either stream."""
+        spans = sum(span.limit + 2 for span in row.request.spans)
+        return max(len(row.cond.pending), len(row.negative)) + spans + row.request.max_new_tokens
+
+    def _cfg_scale(self, row: _Row, modality: str) -> float:
+        scale = row.request.cfg_scale
+        return self.sampling[modality].cfg_scale if scale is None else scale
 
     def _open_span(self, row: _Row, span: LatentSpan) -> None:
         vocabulary = self.builder.vocabulary
@@ -175,15 +235,16 @@ class Generator:
         row.cond.pending = row.cond.pending + begin
         row.guided = self._cfg_scale(row, span.modality) != 1.0
         if row.guided:
-            row.uncond.restart(self._negative_tokens(row) + begin)
-
-    def _cfg_scale(self, row: _Row, modality: str) -> float:
-        scale = row.request.cfg_scale
-        return self.sampling[modality].cfg_scale if scale is None else scale
+            row.uncond.restart(row.negative + begin)
 
     def _close_span(self, row: _Row) -> Iterator[Event]:
         assert row.span is not None
         part = LatentPart(row.span.modality, torch.stack(row.span_latents))
+        if not part.latents.isfinite().all():
+            raise ValueError(
+                f"the {part.modality} latents drawn for request {row.index} hold NaN or infinity: the weights are "
+                "damaged, or overflow in this precision"
+            )
         row.parts.append(part)
         yield PartEvent(row.index, part)
         vocabulary = self.builder.vocabulary
@@ -208,6 +269,10 @@ class Generator:
 
     # -- the backbone -------------------------------------------------------------------------------------------------
 
+    # Gradients are off in each part that computes, not in `stream`: switched off for its whole body, they would stay
+    # off in its caller's code between two events.
+
+    @torch.no_grad()
     def _read_pending(self, streams: list[_Stream], cache: KVCache) -> None:
         """One pass of the backbone: every stream reads its pending tokens and keeps its last hidden state."""
         device, width = self.model.device, max(len(stream.pending) for stream in streams)
@@ -232,7 +297,7 @@ class Generator:
         positions = positions.to(device)
         hidden_states = self.model.decode_step(
             input_ids.to(device),
-            {name: torch.stack(items).to(device) for name, items in latents.items()},
+            {name: torch.stack(items) for name, items in latents.items()},
             {name: torch.tensor(items, device=device) for name, items in flat_positions.items()},
             positions,
             cache.view(positions, length=length, rows=None if everyone else rows.to(device)),
@@ -245,42 +310,47 @@ class Generator:
 
     # -- discrete tokens ----------------------------------------------------------------------------------------------
 
-    def _sample_id(self, row: _Row, allowed_ids: list[int] | None) -> int:
-        assert row.cond.hidden_state is not None
-        logits = self.model.logits(row.cond.hidden_state)
-        vocabulary = self.builder.vocabulary
-        allowed = torch.zeros_like(logits, dtype=torch.bool)
-        if allowed_ids is None:
-            # Free text: text ids and the begin tokens of modalities that the model can draw.
-            allowed[: vocabulary.num_text_ids] = True
-            allowed_ids = [vocabulary.begin_id(name) for name in self.builder.modalities]
-        allowed[allowed_ids] = True
-        position = torch.tensor(row.cond.length, device=logits.device)
-        return sample_token(
-            logits, allowed, row.request.text, keyed_uniform(row.request.seed, position, stream=TEXT_STREAM)
+    @torch.no_grad()
+    def _choose_ids(self, rows: list[_Row]) -> dict[int, int]:
+        """Sample(P_d) of Eq. 1, by row index, for the rows where the softmax head decides what comes next."""
+        asked = [(row, allowed) for row in rows if (allowed := self._allowed_ids(row)) is not None]
+        if not asked:
+            return {}
+        logits = self.model.logits(torch.stack([row.cond.hidden_state for row, _ in asked]))  # (asked rows, V)
+        numbers = keyed_uniform(
+            self._seeds([row for row, _ in asked]),
+            torch.tensor([row.cond.length for row, _ in asked], device=self.model.device),
+            stream=TEXT_STREAM,
         )
+        return {
+            row.index: sample_token(row_logits, allowed, row.request.text, number)
+            for (row, allowed), row_logits, number in zip(asked, logits, numbers, strict=True)
+        }
 
-    def _span_goes_on(self, row: _Row) -> bool:
-        """Whether the open span takes another latent; free lengths ask the language-model head."""
-        span = row.span
-        assert span is not None
+    def _allowed_ids(self, row: _Row) -> Bool[Tensor, "V"] | None:
+        """Ids among which the softmax head decides; None where there is nothing to decide."""
+        if row.span is not None:
+            # Spans have one latent at least; a forced length and the bound of a free one are not the model's choice.
+            is_open = row.span.num_latents is None and 1 <= len(row.span_latents) < row.span.limit
+            return self._span_ids[row.span.modality] if is_open else None
+        num_left = row.request.max_new_tokens - row.num_free
+        if num_left >= SHORTEST_SPAN:
+            return self._free_ids
+        return self._text_ids if num_left > 0 else None
+
+    def _span_goes_on(self, row: _Row, span: LatentSpan, token: int | None) -> bool:
+        """Whether the open span takes another latent; `token` is the softmax head's answer where it was asked."""
         if len(row.span_latents) >= span.limit:
             return False
-        if span.num_latents is not None or not row.span_latents:
-            return True
-        begin = self.builder.vocabulary.begin_id(span.modality)
-        return self._sample_id(row, [begin, self.builder.vocabulary.end_id(span.modality)]) == begin
+        return token is None or token == self.builder.vocabulary.begin_id(span.modality)
 
-    def _next_token(self, row: _Row) -> Iterator[Event]:
-        if row.span is not None:
-            yield from self._close_span(row)
-            return
-        if row.num_free >= row.request.max_new_tokens:
+    def _take_token(self, row: _Row, token: int | None) -> Iterator[Event]:
+        """Outside spans: a text id, end of text, or the begin token of a span; None at the request's bound."""
+        if token is None:
             yield from self._flush_text(row)
             row.finish_reason = "length"
             return
         row.num_free += 1
-        token = self._sample_id(row, None)
         yield TokenEvent(row.index, token)
         vocabulary, text_tokenizer = self.builder.vocabulary, self.builder.text_tokenizer
         if text_tokenizer is not None and token == text_tokenizer.eos_id:
@@ -292,49 +362,51 @@ class Generator:
         else:
             yield from self._flush_text(row)
             modality = next(name for name in self.builder.modalities if vocabulary.begin_id(name) == token)
-            # A span that the model opens by itself shares the request's bound on new positions.
+            # The span shares the request's bound on new positions; its end token has to fit, too.
             row.span_is_free = True
-            self._open_span(row, LatentSpan(modality, max_latents=max(row.request.max_new_tokens - row.num_free, 1)))
+            self._open_span(row, LatentSpan(modality, max_latents=row.request.max_new_tokens - row.num_free - 1))
 
     # -- latents ------------------------------------------------------------------------------------------------------
 
-    def _draw_latents(self, modality: str, rows: list[_Row]) -> Float[Tensor, "B C"]:
+    @torch.no_grad()
+    def _embed_steps(self) -> dict[str, Float[Tensor, "_K _W"]]:
+        """What depends on the solver's steps alone, by modality: computed once per run, not for every latent."""
+        return {name: self._heads[name].timestep_embedding(solver.timesteps) for name, solver in self._solvers.items()}
+
+    @torch.no_grad()
+    def _draw_latents(
+        self, modality: str, rows: list[_Row], step_embeddings: Float[Tensor, "K W"]
+    ) -> Float[Tensor, "B C"]:
         """Diffusion(h_i) of Eq. 1 for one latent of every row: the solver's loop over the diffusion head."""
-        config, solver, device = self.model.config.modalities[modality], self._solvers[modality], self.model.device
-        head: DiffusionHead = self.model.diffusion_heads[modality]  # pyright: ignore[reportAssignmentType]
-        guided = [index for index, row in enumerate(rows) if row.guided]
-        streams = [row.cond for row in rows] + [rows[index].uncond for index in guided]
-        hidden_states = [stream.hidden_state for stream in streams if stream.hidden_state is not None]
-        condition = head.project_condition(torch.stack(hidden_states))
+        head, solver, device = self._heads[modality], self._solvers[modality], self.model.device
+        latent_dim = self.model.config.modalities[modality].latent_dim
+        guided = [i for i, row in enumerate(rows) if row.guided]
+        streams = [row.cond for row in rows] + [rows[i].uncond for i in guided]
+        condition = head.project_condition(torch.stack([stream.hidden_state for stream in streams]))
         scales = guidance_scales(
             self.sampling[modality].guidance,
-            torch.tensor([self._cfg_scale(rows[index], modality) for index in guided], device=device, dtype=torch.float),
+            torch.tensor([self._cfg_scale(rows[i], modality) for i in guided], device=device, dtype=torch.float),
             solver.timesteps,
-            position=torch.tensor([len(rows[index].span_latents) for index in guided], device=device, dtype=torch.long),
-            num_positions=torch.tensor([_limit(rows[index]) for index in guided], device=device, dtype=torch.long),
+            position=torch.tensor([len(rows[i].span_latents) for i in guided], device=device, dtype=torch.long),
+            num_positions=torch.tensor([_limit(rows[i]) for i in guided], device=device, dtype=torch.long),
         )
-        noise, step_noise = (torch.stack(items, dim=-2) for items in zip(*self._noise(rows, config.latent_dim, solver)))
+        # Noise is a function of the request's seed and the latent's number, not of the batch around it.
+        seeds, numbers = self._seeds(rows), torch.tensor([row.num_latents for row in rows], device=device)
+        noise = keyed_normal(seeds, numbers, (latent_dim,), stream=STARTING_NOISE_STREAM)
+        num_noises = solver.num_evaluations if solver.needs_noise else 0
+        step_noise = keyed_normal(seeds, numbers, (num_noises, latent_dim), stream=STEP_NOISE_STREAM)  # (B, K, C)
         chosen = torch.tensor(guided, device=device, dtype=torch.long)
         state = solver.initial_state(noise)
         for k in range(solver.num_evaluations):
             noisy_latents = torch.cat([state.noisy_latents, state.noisy_latents[chosen]]).to(condition.dtype)
-            prediction = head.denoise(noisy_latents, solver.timesteps[k], condition).float()
+            prediction = head.denoise(noisy_latents, condition + step_embeddings[k]).float()
             cond, uncond = prediction[: len(rows)], prediction[len(rows) :]
             cond = cond.index_copy(0, chosen, guide(cond[chosen], uncond, scales[k]))
-            state = solver.step(k, cond, state, step_noise[k] if solver.needs_noise else None)
+            state = solver.step(k, cond, state, step_noise[:, k] if solver.needs_noise else None)
         return state.noisy_latents
 
-    def _noise(
-        self, rows: list[_Row], latent_dim: int, solver: Solver
-    ) -> Iterator[tuple[Float[Tensor, "C"], Float[Tensor, "K C"]]]:
-        """Starting noise and step noise of each row's next latent: functions of its seed and the latent's number."""
-        num_steps = solver.num_evaluations if solver.needs_noise else 0
-        for row in rows:
-            key = torch.tensor(row.num_latents, device=self.model.device)
-            yield (
-                keyed_normal(row.request.seed, key, (latent_dim,), stream=STARTING_NOISE_STREAM),
-                keyed_normal(row.request.seed, key, (num_steps, latent_dim), stream=STEP_NOISE_STREAM),
-            )
+    def _seeds(self, rows: list[_Row]) -> Int[Tensor, "B"]:
+        return torch.tensor([signed_int64(row.request.seed) for row in rows], device=self.model.device)
 
     def _accept_latent(self, row: _Row, latent: Float[Tensor, "C"]) -> Iterator[Event]:
         span = row.span
@@ -353,17 +425,3 @@ class Generator:
 def _limit(row: _Row) -> int:
     assert row.span is not None
     return row.span.limit
-
-
-def _tokens(sequence: Sequence, modalities: SequenceOf[str]) -> list[Token]:
-    """The tokens of a sequence one by one."""
-    used = dict.fromkeys(sequence.latents, 0)
-    tokens: list[Token] = []
-    for token, kind in zip(sequence.input_ids.tolist(), sequence.modality_ids.tolist(), strict=True):
-        if kind == 0:
-            tokens.append(token)
-        else:
-            modality = modalities[kind - 1]
-            tokens.append((modality, sequence.latents[modality][used[modality]]))
-            used[modality] += 1
-    return tokens

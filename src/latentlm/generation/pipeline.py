@@ -4,7 +4,8 @@ A pipeline folder is a model folder (config.json, model.safetensors) that also h
 folder per tokenizer, `tokenizers/<modality>/`.
 """
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
 import torch
@@ -15,14 +16,17 @@ from latentlm.config import from_mapping, to_mapping
 from latentlm.generation.generator import Generator
 from latentlm.generation.requests import GenerationRequest, LatentSamplingConfig, LatentSpan
 from latentlm.models.latentlm import LatentLM
-from latentlm.pretrained import resolve_folder
+from latentlm.pretrained import link_root, publish_model, read_model_config, resolve_folder
 from latentlm.sequence import Document, LabelPart, LatentPart, SequenceBuilder
-from latentlm.storage import publish_folder, read_json, write_json
+from latentlm.storage import read_json, refuse_escape, write_json
 from latentlm.tokenizers.base import LatentTokenizer
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.text import ByteTokenizer
 
 GENERATION_CONFIG = "generation_config.json"
+
+TOKENIZER_CLASSES = {ImageTokenizer.kind: ImageTokenizer}
+"""What a `tokenizers/<modality>/` folder may hold, by the `kind` of its config.json."""
 
 
 def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, LatentTokenizer]) -> None:
@@ -57,7 +61,7 @@ class LatentLMPipeline:
         sampling: Defaults of every modality.
 
     Raises:
-        ValueError: If model and tokenizers do not belong together.
+        ValueError: If model, tokenizers and sampling do not belong together.
     """
 
     def __init__(
@@ -74,10 +78,16 @@ class LatentLMPipeline:
         self.builder = SequenceBuilder(
             vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
         )
+        Generator(self.model, self.builder, self.sampling)  # refuses sampling that does not fit now, not when drawing
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, local_files_only: bool = False, device: str = "cpu"
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device: str | torch.device = "cpu",
     ) -> "LatentLMPipeline":
         """Load a folder, or a repository of the hub.
 
@@ -86,22 +96,24 @@ class LatentLMPipeline:
             revision: Commit, branch or tag of a hub repository.
             local_files_only: Never touch the network.
             device: Where to put the weights.
+
+        Raises:
+            ValueError: If the folder is damaged, holds no pipeline, or its parts do not belong together.
         """
         folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
-        model = LatentLM.from_pretrained(folder, device=device)
-        tokenizers: dict[str, LatentTokenizer] = {
-            name: ImageTokenizer.from_pretrained(folder / "tokenizers" / name, device=device)
+        model = LatentLM.from_folder(folder, device=device)
+        tokenizers = {
+            name: _read_tokenizer(folder / "tokenizers" / name, root=folder, device=device)
             for name in model.config.modalities
         }
-        defaults = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).exists() else {}
-        sampling = {
-            name: from_mapping(LatentSamplingConfig, values, where=f"{GENERATION_CONFIG}: {name}")
-            for name, values in defaults.items()
-        }
-        return cls(model, tokenizers, sampling)
+        return cls(model, tokenizers, _read_sampling(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything that `from_pretrained` needs; the folder appears whole or not at all."""
+        """Write everything that `from_pretrained` needs; the folder appears whole or not at all.
+
+        Raises:
+            StorageError: If the folder exists and is not a model folder, or the disk refuses.
+        """
 
         def write(staging: Path) -> None:
             self.model.write_files(staging)
@@ -113,7 +125,7 @@ class LatentLMPipeline:
                 staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in self.sampling.items()}
             )
 
-        publish_folder(Path(folder), write, replace=True)
+        publish_model(Path(folder), write)
 
     def generate_images(
         self,
@@ -139,25 +151,64 @@ class LatentLMPipeline:
             batch_size: Pictures drawn at a time.
             height: Of the picture in pixels; None is the tokenizer's training size.
             width: Likewise.
+
+        Raises:
+            ValueError: If a label does not exist, the seeds are not one per label, or the patch does not divide the
+                size.
         """
         tokenizer = self.tokenizers["image"]
         assert isinstance(tokenizer, ImageTokenizer)
-        size = tokenizer.config.image_size
-        rows, columns = tokenizer.grid(height or size, width or size)
+        size: int = tokenizer.config.image_size
+        height = size if height is None else height
+        width = size if width is None else width
+        rows, columns = tokenizer.grid(height, width)
         seeds = list(range(seed, seed + len(labels))) if seeds is None else seeds
+        if len(seeds) != len(labels):
+            raise ValueError(f"{len(seeds)} seeds were given for {len(labels)} labels; give one per picture")
         generator = Generator(
             self.model, self.builder, self.sampling if sampling is None else self.sampling | {"image": sampling}
         )
         requests = [
             GenerationRequest(
-                prompt=Document((LabelPart(label),)), spans=(LatentSpan("image", rows * columns),), seed=one
+                prompt=Document((LabelPart(label),)),
+                # What training puts in the place of a dropped label, with and without switch tokens.
+                negative_prompt=Document((LabelPart(None),)),
+                spans=(LatentSpan("image", rows * columns),),
+                seed=one,
             )
             for label, one in zip(labels, seeds, strict=True)
         ]
-        pictures: list[Tensor] = []
+        pictures = [torch.empty(0, tokenizer.config.num_channels, height, width, device=self.model.device)]
         for start in range(0, len(requests), batch_size):
             documents = generator.generate(requests[start : start + batch_size])
-            latents = torch.stack([part.latents for doc in documents for part in doc.parts if isinstance(part, LatentPart)])
-            with torch.inference_mode():
+            latents = torch.stack(
+                [part.latents for doc in documents for part in doc.parts if isinstance(part, LatentPart)]
+            )
+            with torch.no_grad():
                 pictures.append(tokenizer.decode(latents, grid=(rows, columns)))
         return torch.cat(pictures)
+
+
+def _read_tokenizer(folder: Path, *, root: Path, device: str | torch.device) -> LatentTokenizer:
+    """A tokenizer of a pipeline folder `root` that `resolve_folder` has looked at."""
+    if not folder.is_dir():
+        raise ValueError(f"{root} holds a model without its tokenizer: there is no {folder.relative_to(root)}")
+    refuse_escape(folder, root)
+    resolve_folder(folder.absolute())  # absolute, lest a relative name be taken for a hub id
+    kind = read_model_config(folder)["kind"]
+    if kind not in TOKENIZER_CLASSES:
+        raise ValueError(f"{folder} holds a '{kind}', which is none of the tokenizers: {', '.join(TOKENIZER_CLASSES)}")
+    return TOKENIZER_CLASSES[kind].from_folder(folder, device=device)
+
+
+def _read_sampling(folder: Path) -> dict[str, LatentSamplingConfig]:
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return {}
+    refuse_escape(path, link_root(folder))
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
+        raise ValueError(f"{path} must map modalities to their sampling defaults")
+    return {
+        name: from_mapping(LatentSamplingConfig, values, where=f"{path}: {name}") for name, values in content.items()
+    }

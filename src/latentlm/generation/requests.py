@@ -1,5 +1,6 @@
 """What a caller asks of the generator, and the events that answer it."""
 
+import math
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -20,6 +21,9 @@ class LatentSamplingConfig:
     """DPM-Solver++ with 20 steps is the paper's."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """Where along steps and positions the guidance acts."""
+
+    def __post_init__(self) -> None:
+        _check_cfg_scale(self.cfg_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,11 @@ class GenerationRequest:
         prompt: What comes before.
         spans: Latent spans that follow the prompt at once, one after another ("now an image of 16 latents").
         max_new_tokens: Free decoding after the spans: text, and spans where the model opens them, up to this many
-            positions. 0 stops after the spans.
+            positions, switch tokens and latents included. 0 stops after the spans.
         negative_prompt: What the unconditional stream reads before each span. None drops the condition: the null class
-            where the model knows classes without switch tokens, nothing but the begin token otherwise.
-        seed: All noise of this request follows from it.
+            where the model knows classes without switch tokens, otherwise nothing but what opens every document and
+            the begin token.
+        seed: Any integer; all noise of this request follows from it.
         cfg_scale: Guidance of this request; None takes the modality's default.
         text: How text is sampled.
     """
@@ -83,10 +88,19 @@ class GenerationRequest:
     text: TextSamplingConfig = field(default_factory=TextSamplingConfig)
 
     def __post_init__(self) -> None:
-        if not self.spans and self.max_new_tokens <= 0:
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be 0 or positive")
+        if self.cfg_scale is not None:
+            _check_cfg_scale(self.cfg_scale)
+        if not self.spans and not self.max_new_tokens:
             raise ValueError("the request asks for nothing: give spans, or max_new_tokens above 0")
         if any(span.limit < 1 for span in self.spans):
             raise ValueError("a latent span needs at least one latent")
+
+
+def _check_cfg_scale(cfg_scale: float) -> None:
+    if not math.isfinite(cfg_scale):
+        raise ValueError(f"cfg_scale is {cfg_scale}; guidance needs a finite number, 1 for none")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,12 @@ def sample_token(
         allowed: Ids that may follow.
         config: Temperature and truncation.
         uniform: The random number in (0, 1) that decides, through the inverse of the cumulative distribution.
+
+    Raises:
+        ValueError: If a logit is NaN.
     """
+    if logits.isnan().any():
+        raise ValueError("the logits hold NaN: the weights are damaged, or overflow in this precision")
     logits = logits.masked_fill(~allowed, -torch.inf)
     if config.temperature == 0:
         return int(logits.argmax())

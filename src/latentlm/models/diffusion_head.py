@@ -94,9 +94,7 @@ class DiffusionHead(nn.Module):
         """The hidden states' share of the condition: the same at every denoising step, so computed once per latent."""
         return self.hidden_proj(hidden_states)
 
-    def denoise(
-        self, noisy_latents: Float[Tensor, "*n C"], condition: Float[Tensor, "*m W"]
-    ) -> Float[Tensor, "*n C"]:
+    def denoise(self, noisy_latents: Float[Tensor, "*n C"], condition: Float[Tensor, "*m W"]) -> Float[Tensor, "*n C"]:
         """Prediction for `noisy_latents`.
 
         Args:

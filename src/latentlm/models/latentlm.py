@@ -213,19 +213,15 @@ class LatentLM(Pretrained, nn.Module):
         Every batch then has the same losses and gives every parameter a gradient, if of zero: micro-batches and ranks
         that happen to hold different modalities can be added up.
         """
-        none = batch.text_positions.new_zeros(0)
-        names = self.config.modalities
+        modalities = self.config.modalities
+        no_latents = {name: batch.input_ids.new_zeros((0, modalities[name].latent_dim)).float() for name in modalities}
+        nowhere = dict.fromkeys(modalities, batch.input_ids.new_zeros(0))
         return dataclasses.replace(
             batch,
-            latents={
-                name: batch.latents[name]
-                if name in batch.latents
-                else self.embed_tokens.weight.new_zeros(0, names[name].latent_dim)
-                for name in names
-            },
-            latent_positions={name: batch.latent_positions.get(name, none) for name in names},
-            latent_keys={name: batch.latent_keys.get(name, none) for name in names},
-            continue_positions={name: batch.continue_positions.get(name, none) for name in names},
+            latents=no_latents | dict(batch.latents),
+            latent_positions=nowhere | dict(batch.latent_positions),
+            latent_keys=nowhere | dict(batch.latent_keys),
+            continue_positions=nowhere | dict(batch.continue_positions),
         )
 
     def forward(
@@ -288,6 +284,6 @@ class LatentLM(Pretrained, nn.Module):
         return (prediction.float() - target).square().mean(dim=(0, 2)).sum()
 
 
-def _at_least_one(count: Tensor | float) -> Tensor | float:
+def _at_least_one(count: Tensor | float | int) -> Tensor | float | int:
     """A normaliser under which the mean over no target is 0, not NaN."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

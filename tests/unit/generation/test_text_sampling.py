@@ -1,5 +1,6 @@
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latentlm.generation.requests import TextSamplingConfig
 from latentlm.generation.text_sampling import sample_token

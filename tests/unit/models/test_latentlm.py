@@ -49,9 +49,7 @@ def test_lm_loss_is_the_mean_cross_entropy_over_discrete_targets(
     batch = batch_of(mixed_builder, [[0]])
     logits = mixed_model.logits(mixed_model.hidden_states(batch))[0]
     labels, kinds = batch.labels[0], batch.modality_ids[0]
-    by_hand = [
-        -logits[i].log_softmax(-1)[labels[i]] for i in range(len(labels) - 1) if kinds[i + 1] == 0
-    ]
+    by_hand = [-logits[i].log_softmax(-1)[labels[i]] for i in range(len(labels) - 1) if kinds[i + 1] == 0]
     assert len(by_hand) == len("a cat: ") + len(" meow ") + 2 + 2 + 1  # begin and end tokens, end of text
     assert torch.allclose(mixed_model(batch, noise_seed=0)["lm"], torch.stack(by_hand).mean(), rtol=1e-5)
 
@@ -129,12 +127,12 @@ def test_timesteps_logits_and_losses_stay_in_float32_under_autocast(
 ) -> None:
     seen: list[Tensor] = []
     cross_entropy = F.cross_entropy
-    monkeypatch.setattr(F, "cross_entropy", lambda logits, *a, **k: (seen.append(logits), cross_entropy(logits, *a, **k))[1])
+    monkeypatch.setattr(
+        F, "cross_entropy", lambda logits, *a, **k: (seen.append(logits), cross_entropy(logits, *a, **k))[1]
+    )
     process = mixed_model.processes["image"]
     add_noise = process.add_noise
-    monkeypatch.setattr(
-        process, "add_noise", lambda *args: (seen.append(result := add_noise(*args)), result)[1]
-    )
+    monkeypatch.setattr(process, "add_noise", lambda *args: (seen.append(result := add_noise(*args)), result)[1])
     batch = batch_of(mixed_builder, [[0], [1]])
     exact = mixed_model(batch, noise_seed=1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -171,3 +169,67 @@ def test_discrete_heads_and_switch_tokens_go_together() -> None:
 def test_a_model_without_softmax_head_refuses_logits(class_model: LatentLM) -> None:
     with pytest.raises(ValueError, match="predicts latents only"):
         class_model.logits(torch.zeros(1, 32))
+
+
+def test_a_modality_that_occurs_in_no_document_has_a_loss_of_zero_and_gradients_of_zero(
+    mixed_model: LatentLM, mixed_builder: SequenceBuilder
+) -> None:
+    batch = batch_of(mixed_builder, [[1], [2]])  # a picture, no sound
+    losses = mixed_model(batch, noise_seed=0)
+    assert losses["diffusion/speech"].item() == losses["continue/speech"].item() == 0.0
+    assert losses["diffusion/image"].item() > 0
+    losses["total"].backward()
+    for name, parameter in mixed_model.named_parameters():
+        assert parameter.grad is not None, name  # ranks add up gradients parameter by parameter
+        assert parameter.grad.isfinite().all(), name
+    assert not mixed_model.input_projs["speech"].weight.grad.any()  # pyright: ignore
+
+
+@torch.no_grad()
+def test_losses_of_micro_batches_with_different_modalities_add_up(
+    mixed_model: LatentLM, mixed_builder: SequenceBuilder
+) -> None:
+    whole = batch_of(mixed_builder, [[0], [1], [2], [3]])
+    parts = [batch_of(mixed_builder, [[index]]) for index in range(4)]
+    counts = [mixed_model.loss_counts(part) for part in parts]
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+    assert totals == mixed_model.loss_counts(whole)
+    losses = [mixed_model(part, noise_seed=4, totals=totals) for part in parts]
+    for name, expected in mixed_model(whole, noise_seed=4).items():
+        assert torch.allclose(sum(loss[name] for loss in losses), expected, rtol=1e-5), name  # pyright: ignore
+
+
+@torch.no_grad()
+def test_the_id_of_a_placeholder_does_not_matter(mixed_model: LatentLM, mixed_builder: SequenceBuilder) -> None:
+    batch = batch_of(mixed_builder, [[0, 1]])
+    other = dataclasses.replace(batch, input_ids=batch.input_ids.masked_fill(batch.modality_ids > 0, 7))
+    reference, losses = mixed_model(batch, noise_seed=1), mixed_model(other, noise_seed=1)
+    assert all(torch.equal(loss, reference[name]) for name, loss in losses.items())
+
+
+@torch.no_grad()
+def test_a_model_in_bfloat16_keeps_losses_in_float32(mixed_model: LatentLM, mixed_builder: SequenceBuilder) -> None:
+    batch = batch_of(mixed_builder, [[0], [1]])
+    exact = mixed_model(batch, noise_seed=1)
+    for name, loss in mixed_model.to(torch.bfloat16)(batch, noise_seed=1).items():
+        assert loss.dtype == torch.float32
+        assert abs(float(loss - exact[name])) < 0.05 * max(float(exact[name]), 1), name  # bfloat16 has eight bits
+
+
+def test_latents_of_another_width_are_refused(class_model: LatentLM) -> None:
+    builder = SequenceBuilder(class_model.config.vocabulary, ["image"])
+    batch = builder.collate([[builder.build(Document((LabelPart(1), LatentPart("image", torch.zeros(2, 5)))))]])
+    with pytest.raises(ValueError, match="5 channels but the model was built for latent_dim=6"):
+        class_model(batch, noise_seed=0)
+
+
+def test_configs_that_cannot_work_are_refused() -> None:
+    mixed, image = tiny_mixed_config(), tiny_class_config().modalities["image"]
+    with pytest.raises(ValueError, match="no switch tokens are reserved for 'smell'"):
+        dataclasses.replace(mixed, modalities={"smell": image})
+    with pytest.raises(ValueError, match="cannot name a modality"):
+        dataclasses.replace(tiny_class_config(), modalities={"../image": image})
+    with pytest.raises(ValueError, match="would predict nothing"):
+        dataclasses.replace(tiny_class_config(), modalities={})
+    with pytest.raises(ValueError, match="must be at least 1"):
+        dataclasses.replace(image, num_noises_per_latent=0)

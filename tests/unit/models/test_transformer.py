@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import randomise
-from hypothesis import given, settings, strategies as st
 
 from latentlm.models.transformer import Transformer, TransformerConfig
 from latentlm.sequence import document_causal_mask

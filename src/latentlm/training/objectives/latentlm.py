@@ -64,9 +64,12 @@ class LatentLMObjective(Objective):
     Args:
         model: What is trained.
         tokenizer: Frozen; encodes pictures and decodes samples.
+        optim: AdamW and its schedule.
         drop_cond_prob: Share of dropped labels.
         sampling: For sample grids, and saved with the model.
-        grid_shape: Rows and columns of latents of the training pictures.
+
+    Raises:
+        ValueError: If the model was not built for this tokenizer.
     """
 
     kind = "latentlm"
@@ -113,7 +116,11 @@ class LatentLMObjective(Objective):
             raw_batch: `image` [B, C, H, W] in [-1, 1], or `latent_mean` [B, N, C] from the cache; `label`, `key` [B].
             step: From 0.
             seed: The run's.
+
+        Raises:
+            ValueError: If a label is none of the model's classes.
         """
+        self._check_labels(raw_batch["label"])
         batch = super().prepare(raw_batch, step=step, seed=seed)
         keys, labels = batch["key"], batch["label"]
         if "image" in batch:
@@ -126,6 +133,15 @@ class LatentLMObjective(Objective):
         latents = self.tokenizer.sample_keyed(posterior, _stream_seed(step_seed, LATENT_STREAM), keys)
         dropped = keyed_uniform(step_seed, keys, stream=DROPOUT_STREAM) < self.drop_cond_prob
         return self._lay_out(labels, dropped, latents, keys), _stream_seed(step_seed, DIFFUSION_STREAM)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Refuse foreign labels while they are on the host; as ids they would be something else, or crash a GPU."""
+        num_classes = self.model.config.vocabulary.num_classes
+        if ((labels < 0) | (labels >= num_classes)).any():
+            raise ValueError(
+                f"the data has labels from {int(labels.min())} to {int(labels.max())} but the model was built for "
+                f"classes 0 to {num_classes - 1}"
+            )
 
     def _lay_out(self, labels: Tensor, dropped: Tensor, latents: Tensor, keys: Tensor) -> PackedBatch:
         vocabulary = self.model.config.vocabulary
