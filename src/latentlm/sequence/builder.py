@@ -1,42 +1,19 @@
-"""Documents become one causal sequence of discrete and continuous tokens (paper Section 2), sequences become batches.
+"""Documents to sequences and back, and sequences to packed batches.
 
-    Document (parts in order)  ->  Sequence (ids, with placeholders where latents stand)  ->  PackedBatch
-
-The id space, from 0: text ids | permanent ids (padding, one begin/end pair per modality) | class labels | null class.
-
-A latent span reads `begin latent … latent end`. The begin token is <BOD> of the paper, the end token <EOD>. At the
-begin token and at every latent the language-model head also has a target: `begin` again means "another latent follows",
-`end` means "the span is over". One pair of ids per modality is all that switching needs, and a latent's placeholder in
-`input_ids` is its begin id. Without switch tokens (the paper's class-conditional image models) a sequence is
-`label latent … latent` and has no discrete target at all.
-
-Shapes: B rows, T positions, n latents of one modality in the whole batch in reading order, C its latent_dim.
+Shapes: B rows, T positions, N latents per document, n latents of one modality in the whole batch, C its latent_dim.
 """
 
-import bisect
-import dataclasses
-from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentlm.nn.keyed_noise import combine_keys
-
-IGNORE_LABEL = -100
-"""Label of positions without a discrete target (the value that cross-entropy ignores)."""
-
-PADDING_DOCUMENT = -1
-"""`document_ids` of right padding."""
-
-SWITCH_MODALITIES = ("image", "speech", "video", "action", "reserved")
-"""Owners of the permanent begin/end pairs. The order is part of the file format: append only."""
-
-NUM_PERMANENT_IDS = 1 + 2 * len(SWITCH_MODALITIES)
-"""Padding and the pairs: 11, exactly the free ids that cl100k_base leaves below 100,288 (Table 8's vocabulary)."""
+from latentlm.sequence.batch import PADDING_DOCUMENT, PackedBatch
+from latentlm.sequence.document import IGNORE_LABEL, Document, LabelPart, LatentPart, Part, Sequence, TextPart
+from latentlm.sequence.vocabulary import VocabularyConfig
 
 
 @runtime_checkable
@@ -53,195 +30,6 @@ class TextTokenizer(Protocol):
     def decode(self, ids: SequenceOf[int]) -> str:
         """The text of some ids."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyConfig:
-    """Which discrete tokens the model knows."""
-
-    num_text_ids: int = 0
-    """Ids of the text tokenizer, its end-of-text included (bytes: 257; cl100k_base: 100,277)."""
-    switch_tokens: bool = False
-    """Reserve the permanent ids: padding and the begin/end pairs of every modality."""
-    num_classes: int = 0
-    """Class labels; one more id, the null class, is added for classifier-free guidance."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_text_ids, self.num_classes) < 0:
-            raise ValueError("num_text_ids and num_classes cannot be negative")
-        if self.num_text_ids and not self.switch_tokens:
-            raise ValueError("a vocabulary with text needs switch_tokens: true, to tell text from latents")
-
-    @property
-    def num_permanent_ids(self) -> int:
-        """Ids between text and classes."""
-        return NUM_PERMANENT_IDS if self.switch_tokens else 0
-
-    @property
-    def size(self) -> int:
-        """Rows of the embedding table."""
-        return self.num_text_ids + self.num_permanent_ids + (self.num_classes + 1 if self.num_classes else 0)
-
-    @property
-    def pad_id(self) -> int:
-        """Padding; any id does when there is no permanent one, for padding is never looked at."""
-        return self.num_text_ids if self.switch_tokens else 0
-
-    def _pair(self, modality: str) -> int:
-        if not self.switch_tokens:
-            raise ValueError("this vocabulary has no switch tokens (switch_tokens: false)")
-        if modality not in SWITCH_MODALITIES:
-            raise ValueError(f"no switch tokens are reserved for '{modality}'; known: {', '.join(SWITCH_MODALITIES)}")
-        return self.num_text_ids + 1 + 2 * SWITCH_MODALITIES.index(modality)
-
-    def begin_id(self, modality: str) -> int:
-        """<BOD>: a span of this modality's latents begins, or goes on."""
-        return self._pair(modality)
-
-    def end_id(self, modality: str) -> int:
-        """<EOD>: the span is over, back to the language-model head."""
-        return self._pair(modality) + 1
-
-    def class_id(self, label: int | None) -> int:
-        """Id of a class label; None is the null class.
-
-        Raises:
-            ValueError: If the label does not exist.
-        """
-        if not self.num_classes:
-            raise ValueError("this vocabulary has no class labels (num_classes: 0)")
-        if label is None:
-            label = self.num_classes
-        elif not 0 <= label < self.num_classes:
-            raise ValueError(f"label {label} is outside 0..{self.num_classes - 1}")
-        return self.num_text_ids + self.num_permanent_ids + label
-
-    def label_of(self, token_id: int) -> int | None:
-        """The class label of an id of the label range; None for the null class.
-
-        Raises:
-            ValueError: If the id is not in that range.
-        """
-        label = token_id - self.num_text_ids - self.num_permanent_ids
-        if not (self.num_classes and 0 <= label <= self.num_classes):
-            raise ValueError(f"id {token_id} is not a class label")
-        return None if label == self.num_classes else label
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """A stretch of text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class LabelPart:
-    """A class label; None is the null class (no condition)."""
-
-    label: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class LatentPart:
-    """A picture, a sound, …, as latents of unit scale: Float[n, C]."""
-
-    modality: str
-    latents: Float[Tensor, "n C"]
-
-
-Part = TextPart | LabelPart | LatentPart
-
-
-@dataclass(frozen=True)
-class Document:
-    """An ordered list of parts.
-
-    Attributes:
-        parts: What the document says.
-        key: 64-bit identity; training noise is drawn from it, so that it does not depend on packing order.
-    """
-
-    parts: tuple[Part, ...]
-    key: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Sequence:
-    """One document as tokens; T positions.
-
-    Attributes:
-        input_ids: Discrete ids; a latent's position holds a placeholder.
-        modality_ids: 0 where the token is discrete, 1 + index into `SequenceBuilder.modalities` where it is a latent.
-        labels: Discrete target of each position (the id of the next token), or IGNORE_LABEL.
-        latents: By modality, in reading order.
-        key: The document's.
-    """
-
-    input_ids: Int[Tensor, "T"]
-    modality_ids: Int[Tensor, "T"]
-    labels: Int[Tensor, "T"]
-    latents: Mapping[str, Float[Tensor, "_n _C"]]
-    key: int = 0
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
-
-
-@dataclass(frozen=True, eq=False)
-class PackedBatch:
-    """Rows of documents, ready for `LatentLM.forward`.
-
-    Flat positions count row by row, b * T + t. They are worked out here, once, on the CPU, so that the model never has
-    to search a mask on the device.
-
-    Attributes:
-        input_ids: Ids and placeholders.
-        labels: Discrete targets; position i predicts token i + 1 of its document.
-        modality_ids: As in `Sequence`.
-        positions: Place in the document, from 0; restarts at every document.
-        document_ids: Which document of its row a position belongs to; PADDING_DOCUMENT for padding.
-        latents: By modality, of all rows, in reading order.
-        latent_positions: Flat position of every latent. The position before it predicts it.
-        latent_keys: Identity of every latent: a hash of its document's key, its modality and its place in it.
-        text_positions: Flat positions whose discrete target counts for perplexity.
-        continue_positions: By modality, flat positions inside spans whose target is "another latent follows".
-        plain_causal: Every row is one document without padding, so that no attention mask is needed.
-    """
-
-    input_ids: Int[Tensor, "B T"]
-    labels: Int[Tensor, "B T"]
-    modality_ids: Int[Tensor, "B T"]
-    positions: Int[Tensor, "B T"]
-    document_ids: Int[Tensor, "B T"]
-    latents: Mapping[str, Float[Tensor, "_n _C"]]
-    latent_positions: Mapping[str, Int[Tensor, "_n"]]
-    latent_keys: Mapping[str, Int[Tensor, "_n"]]
-    text_positions: Int[Tensor, "k"]
-    continue_positions: Mapping[str, Int[Tensor, "_n"]]
-    plain_causal: bool
-
-    def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on another device."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            return {name: move(item) for name, item in value.items()} if isinstance(value, Mapping) else value
-
-        return PackedBatch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
-
-    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
-        """Causal and within one document; None where plain causal attention says the same."""
-        return None if self.plain_causal else document_causal_mask(self.document_ids)
-
-
-def document_causal_mask(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
-    """True where query i may look at key j: j <= i and both in one document. Padding looks at padding only."""
-    length = document_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
-    same = document_ids[:, :, None] == document_ids[:, None, :]
-    return (same & causal)[:, None]
 
 
 class _Draft:
@@ -515,26 +303,3 @@ class SequenceBuilder:
             continue_positions={},
             plain_causal=True,
         )
-
-
-def pack(lengths: SequenceOf[int], max_length: int) -> list[list[int]]:
-    """Best-fit decreasing: indices of the documents of every row, no row longer than `max_length`.
-
-    Raises:
-        ValueError: If a document is longer than a row.
-    """
-    open_rows: list[tuple[int, int]] = []  # (free space, row), sorted: the best fit is found by bisection
-    rows: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        if length > max_length:
-            raise ValueError(f"document {index} has {length} tokens but a row holds {max_length}; split it first")
-        place = bisect.bisect_left(open_rows, (length, 0))
-        if place < len(open_rows):
-            space, best = open_rows.pop(place)
-        else:
-            space, best = max_length, len(rows)
-            rows.append([])
-        rows[best].append(index)
-        bisect.insort(open_rows, (space - length, best))
-    return rows

@@ -1,0 +1,97 @@
+"""Packed batches: rows of documents side by side, with everything that the model would otherwise have to search for.
+
+Shapes: B rows, T positions, n latents of one modality in the whole batch in reading order, C its latent_dim.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PADDING_DOCUMENT = -1
+"""`document_ids` of right padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Rows of documents, ready for `LatentLM.forward`.
+
+    Flat positions count row by row, b * T + t. They are worked out here, once, on the CPU, so that the model never has
+    to search a mask on the device.
+
+    Attributes:
+        input_ids: Ids and placeholders.
+        labels: Discrete targets; position i predicts token i + 1 of its document.
+        modality_ids: As in `Sequence`.
+        positions: Place in the document, from 0; restarts at every document.
+        document_ids: Which document of its row a position belongs to; PADDING_DOCUMENT for padding.
+        latents: By modality, of all rows, in reading order.
+        latent_positions: Flat position of every latent. The position before it predicts it.
+        latent_keys: Identity of every latent: a hash of its document's key, its modality and its place in it.
+        text_positions: Flat positions whose discrete target counts for perplexity.
+        continue_positions: By modality, flat positions inside spans whose target is "another latent follows".
+        plain_causal: Every row is one document without padding, so that no attention mask is needed.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    modality_ids: Int[Tensor, "B T"]
+    positions: Int[Tensor, "B T"]
+    document_ids: Int[Tensor, "B T"]
+    latents: Mapping[str, Float[Tensor, "_n _C"]]
+    latent_positions: Mapping[str, Int[Tensor, "_n"]]
+    latent_keys: Mapping[str, Int[Tensor, "_n"]]
+    text_positions: Int[Tensor, "k"]
+    continue_positions: Mapping[str, Int[Tensor, "_n"]]
+    plain_causal: bool
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return {name: move(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+        return PackedBatch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
+        """Causal and within one document; None where plain causal attention says the same."""
+        return None if self.plain_causal else document_causal_mask(self.document_ids)
+
+
+def document_causal_mask(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """True where query i may look at key j: j <= i and both in one document. Padding looks at padding only."""
+    length = document_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    return (same & causal)[:, None]
+
+
+def pack(lengths: SequenceOf[int], max_length: int) -> list[list[int]]:
+    """Best-fit decreasing: indices of the documents of every row, no row longer than `max_length`.
+
+    Raises:
+        ValueError: If a document is longer than a row.
+    """
+    open_rows: list[tuple[int, int]] = []  # (free space, row), sorted: the best fit is found by bisection
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        if length > max_length:
+            raise ValueError(f"document {index} has {length} tokens but a row holds {max_length}; split it first")
+        place = bisect.bisect_left(open_rows, (length, 0))
+        if place < len(open_rows):
+            space, best = open_rows.pop(place)
+        else:
+            space, best = max_length, len(rows)
+            rows.append([])
+        rows[best].append(index)
+        bisect.insort(open_rows, (space - length, best))
+    return rows

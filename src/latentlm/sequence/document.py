@@ -1,0 +1,73 @@
+"""Documents, as people see them, and sequences, as the model reads them.
+
+Shapes: T positions, n latents of one modality, C its latent_dim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+IGNORE_LABEL = -100
+"""Label of positions without a discrete target (the value that cross-entropy ignores)."""
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A stretch of text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class LabelPart:
+    """A class label; None is the null class (no condition)."""
+
+    label: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class LatentPart:
+    """A picture, a sound, …, as latents of unit scale: Float[n, C]."""
+
+    modality: str
+    latents: Float[Tensor, "n C"]
+
+
+Part = TextPart | LabelPart | LatentPart
+
+
+@dataclass(frozen=True)
+class Document:
+    """An ordered list of parts.
+
+    Attributes:
+        parts: What the document says.
+        key: 64-bit identity; training noise is drawn from it, so that it does not depend on packing order.
+    """
+
+    parts: tuple[Part, ...]
+    key: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """One document as tokens; T positions.
+
+    Attributes:
+        input_ids: Discrete ids; a latent's position holds a placeholder.
+        modality_ids: 0 where the token is discrete, 1 + index into `SequenceBuilder.modalities` where it is a latent.
+        labels: Discrete target of each position (the id of the next token), or IGNORE_LABEL.
+        latents: By modality, in reading order.
+        key: The document's.
+    """
+
+    input_ids: Int[Tensor, "T"]
+    modality_ids: Int[Tensor, "T"]
+    labels: Int[Tensor, "T"]
+    latents: Mapping[str, Float[Tensor, "_n _C"]]
+    key: int = 0
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
