@@ -32,13 +32,13 @@ test-slow: $(VENV)/.dev  ## The long checks: kills at random moments, statistics
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
 
 lint: $(VENV)/.dev  ## ruff and pyright
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev  ## Format the code
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples
 
 clean:  ## Remove caches and runs (keeps .venv)
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

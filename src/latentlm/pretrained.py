@@ -7,6 +7,7 @@ safetensors are ever downloaded or read, so a stranger's folder can be wrong but
 
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -44,7 +45,52 @@ _Module = nn.Module if TYPE_CHECKING else object
 PretrainedT = TypeVar("PretrainedT", bound="Pretrained")
 
 
-class Pretrained(_Module):
+class HubUpload(ABC):
+    """What can be saved to a folder can be uploaded to the hub."""
+
+    kind: ClassVar[str]
+    """What config.json calls it."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write everything that loading needs into `folder`."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload to a hub repository, creating it if needed; returns the commit's address.
+
+        Args:
+            repo_id: "owner/name".
+            private: Create the repository as private.
+            revision: Branch to commit to.
+            commit_message: Defaults to one that names the kind.
+            token: Defaults to the one that `hf auth login` stored.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message or f"Upload {self.kind}",
+                allow_patterns=list(HUB_PATTERNS),
+            )
+        return commit.commit_url
+
+
+class Pretrained(HubUpload, _Module):
     """Mixin of an `nn.Module` built as `cls(config)`: gives it `save_pretrained`, `from_pretrained`, `push_to_hub`.
 
     Attributes:
@@ -53,7 +99,6 @@ class Pretrained(_Module):
         config: The config it was built with.
     """
 
-    kind: ClassVar[str]
     config_class: ClassVar[type]
     config: Any
 
@@ -109,40 +154,6 @@ class Pretrained(_Module):
             model = cls(config)
         load_exactly(model, read_tensors(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
         return model.to(device).eval()
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Upload to a hub repository, creating it if needed; returns the commit's address.
-
-        Args:
-            repo_id: "owner/name".
-            private: Create the repository as private.
-            revision: Branch to commit to.
-            commit_message: Defaults to one that names the kind.
-            token: Defaults to the one that `hf auth login` stored.
-        """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message or f"Upload {self.kind}",
-                allow_patterns=list(HUB_PATTERNS),
-            )
-        return commit.commit_url
 
 
 def publish_model(folder: Path, write: Callable[[Path], None]) -> None:

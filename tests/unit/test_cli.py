@@ -159,6 +159,12 @@ def test_labels_repeat_in_turn_until_there_are_enough():
     assert len(choose_labels(None, None, 3)) == 16
 
 
+def test_labels_may_be_named_and_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    assert choose_labels("dog, 0,null", None, 2, ("cat", "dog")) == [1, 0, None]
+    with pytest.raises(ValueError, match="did you mean 'cat'"):
+        choose_labels("catt", None, 2, ("cat", "dog"))
+
+
 @pytest.mark.parametrize("word", ["10", "-1", "three", ""])
 def test_a_label_that_the_model_does_not_know_is_refused(word):
     with pytest.raises(ValueError, match="none of the model's classes, 0 to 9"):

@@ -5,6 +5,7 @@ same seed gives the same image whatever is drawn beside it.
 """
 
 import argparse
+import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a model folder (the `model` folder of a run) or a Hugging Face hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the pictures")
     parser.add_argument(
-        "--labels", metavar="3,7", help="classes to draw, repeated in turn; `null` draws without a class"
+        "--labels", metavar="cat,3", help="classes, by name or number, repeated in turn; `null` draws without a class"
     )
     parser.add_argument("--num-images", type=int, metavar="N", help="default: one per label given, or 16")
     parser.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i (default: 0)")
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         device=resolve_device(arguments.device),
     )
     num_classes = pipeline.model.config.vocabulary.num_classes
-    labels = choose_labels(arguments.labels, arguments.num_images, num_classes)
+    labels = choose_labels(arguments.labels, arguments.num_images, num_classes, pipeline.label_names)
     seeds = list(range(arguments.seed, arguments.seed + len(labels)))
     sampling = _sampling(pipeline.sampling.get("image", LatentSamplingConfig()), arguments)
     images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size)
@@ -79,20 +80,24 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def choose_labels(text: str | None, num_images: int | None, num_classes: int) -> list[int | None]:
+def choose_labels(
+    text: str | None, num_images: int | None, num_classes: int, label_names: Sequence[str] = ()
+) -> list[int | None]:
     """The class of every image to draw.
 
     Args:
         text: Comma-separated classes, or None for all in turn.
         num_images: How many images; the classes are repeated in turn. None means one per class given, or 16.
         num_classes: Of the model.
+        label_names: Of the model's classes, if it has names; a name wins over a number.
 
     Raises:
-        ValueError: If a class is no number or not one of the model's.
+        ValueError: If a class is neither a name nor a number of the model's.
     """
     choice: list[int | None] = list(range(num_classes))
     if text is not None:
-        choice = [None if word.strip() == "null" else _label(word, num_classes) for word in text.split(",")]
+        words = [word.strip() for word in text.split(",")]
+        choice = [None if word == "null" else _label(word, num_classes, label_names) for word in words]
     count = num_images or (_DEFAULT_NUM_IMAGES if text is None else len(choice))
     return (choice * math.ceil(count / len(choice)))[:count]
 
@@ -128,10 +133,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.out} exists already and is not empty; choose another folder, or remove it")
 
 
-def _label(word: str, num_classes: int) -> int:
-    if not word.strip().isdecimal() or int(word) >= num_classes:
-        raise ValueError(f"--labels: {word.strip()!r} is none of the model's classes, 0 to {num_classes - 1}, or null")
-    return int(word)
+def _label(word: str, num_classes: int, label_names: Sequence[str]) -> int:
+    if word in label_names:
+        return label_names.index(word)
+    if word.isdecimal() and int(word) < num_classes:
+        return int(word)
+    near = difflib.get_close_matches(word, label_names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f", 0 to {num_classes - 1}, or null"
+    raise ValueError(f"--labels: {word!r} is none of the model's classes{hint}")
 
 
 def _sampling(default: "LatentSamplingConfig", arguments: argparse.Namespace) -> "LatentSamplingConfig":

@@ -1,7 +1,7 @@
 """Raw in, raw out: a model together with the tokenizers it was trained with.
 
-A pipeline folder is a model folder (config.json, model.safetensors) that also holds `generation_config.json` and one
-folder per tokenizer, `tokenizers/<modality>/`.
+A pipeline folder is a model folder (config.json, model.safetensors) that also holds `generation_config.json`, a folder
+`tokenizers/<modality>/` per tokenizer and, where classes have names, `label_names.json`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from latentlm.config import from_mapping, to_mapping
 from latentlm.generation.generator import Generator
 from latentlm.generation.requests import GenerationRequest, LatentSamplingConfig, LatentSpan
 from latentlm.models.latentlm import LatentLM
-from latentlm.pretrained import link_root, publish_model, read_model_config, resolve_folder
+from latentlm.pretrained import HubUpload, link_root, publish_model, read_model_config, resolve_folder
 from latentlm.sequence import Document, LabelPart, LatentPart, SequenceBuilder
 from latentlm.storage import read_json, refuse_escape, write_json
 from latentlm.tokenizers.base import LatentTokenizer
@@ -24,6 +24,7 @@ from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.text import ByteTokenizer
 
 GENERATION_CONFIG = "generation_config.json"
+LABEL_NAMES = "label_names.json"
 
 TOKENIZER_CLASSES = {ImageTokenizer.kind: ImageTokenizer}
 """What a `tokenizers/<modality>/` folder may hold, by the `kind` of its config.json."""
@@ -52,28 +53,37 @@ def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, LatentTokenizer])
             )
 
 
-class LatentLMPipeline:
+class LatentLMPipeline(HubUpload):
     """A trained model that takes labels and gives pictures.
 
     Args:
         model: The model; it is switched to evaluation mode.
         tokenizers: Latent tokenizers by modality.
         sampling: Defaults of every modality.
+        label_names: Name of every class, for people; may be empty.
 
     Raises:
-        ValueError: If model, tokenizers and sampling do not belong together.
+        ValueError: If model, tokenizers, sampling and label names do not belong together.
     """
+
+    kind = LatentLM.kind
 
     def __init__(
         self,
         model: LatentLM,
         tokenizers: Mapping[str, LatentTokenizer],
         sampling: Mapping[str, LatentSamplingConfig] | None = None,
+        *,
+        label_names: SequenceOf[str] = (),
     ) -> None:
         check_tokenizers(model, tokenizers)
+        num_classes = model.config.vocabulary.num_classes
+        if label_names and len(label_names) != num_classes:
+            raise ValueError(f"{len(label_names)} label names were given for a model of {num_classes} classes")
         self.model = model.eval()
         self.tokenizers = dict(tokenizers)
         self.sampling = dict(sampling or {})
+        self.label_names = tuple(label_names)
         vocabulary = model.config.vocabulary
         self.builder = SequenceBuilder(
             vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
@@ -106,7 +116,7 @@ class LatentLMPipeline:
             name: _read_tokenizer(folder / "tokenizers" / name, root=folder, device=device)
             for name in model.config.modalities
         }
-        return cls(model, tokenizers, _read_sampling(folder))
+        return cls(model, tokenizers, _read_sampling(folder), label_names=_read_label_names(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything that `from_pretrained` needs; the folder appears whole or not at all.
@@ -124,6 +134,8 @@ class LatentLMPipeline:
             write_json(
                 staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in self.sampling.items()}
             )
+            if self.label_names:
+                write_json(staging / LABEL_NAMES, list(self.label_names))
 
         publish_model(Path(folder), write)
 
@@ -212,3 +224,14 @@ def _read_sampling(folder: Path) -> dict[str, LatentSamplingConfig]:
     return {
         name: from_mapping(LatentSamplingConfig, values, where=f"{path}: {name}") for name, values in content.items()
     }
+
+
+def _read_label_names(folder: Path) -> list[str]:
+    path = folder / LABEL_NAMES
+    if not path.exists():
+        return []
+    refuse_escape(path, link_root(folder))
+    content = read_json(path)
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{path} must be a list of class names")
+    return content

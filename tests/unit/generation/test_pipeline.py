@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,34 @@ def test_a_loaded_pipeline_draws_the_pictures_of_the_saved_one(pipeline: LatentL
     for loaded in (LatentLMPipeline.from_pretrained(folder), load(folder)):
         assert loaded.sampling == SAMPLING
         assert torch.equal(loaded.generate_images([1, None, 3], seed=4), expected)
+
+
+def test_label_names_travel_with_the_model(class_model: LatentLM, tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(10)]
+    tokenizers = {"image": tiny_image_tokenizer()}
+    LatentLMPipeline(class_model, tokenizers, label_names=names).save_pretrained(tmp_path / "named")
+    assert load(tmp_path / "named").label_names == tuple(names)
+    with pytest.raises(ValueError, match="2 label names were given for a model of 10 classes"):
+        LatentLMPipeline(class_model, tokenizers, label_names=["a", "b"])
+
+
+def test_a_pipeline_is_uploaded_with_its_tokenizer(pipeline: LatentLMPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: list[str] = []
+
+    class Api:
+        """Stands in for the hub's client."""
+
+        def __init__(self, token: str | None) -> None: ...
+
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None: ...
+
+        def upload_folder(self, *, folder_path: Path, **arguments: object) -> SimpleNamespace:
+            uploaded.extend(str(path.relative_to(folder_path)) for path in sorted(folder_path.rglob("*.*")))
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert pipeline.push_to_hub("owner/digits") == "https://hub/commit"
+    assert {"config.json", "model.safetensors", "tokenizers/image/model.safetensors"} <= set(uploaded)
 
 
 def test_pictures_do_not_depend_on_the_batch_and_can_have_other_sizes(pipeline: LatentLMPipeline) -> None:

@@ -1,6 +1,6 @@
 """Trains a LatentLM on labelled pictures: encode, drop conditions, lay out `[label, latents]`, next-token diffusion."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,6 +67,7 @@ class LatentLMObjective(Objective):
         optim: AdamW and its schedule.
         drop_cond_prob: Share of dropped labels.
         sampling: For sample grids, and saved with the model.
+        label_names: Name of every class, saved with the model; may be empty.
 
     Raises:
         ValueError: If the model was not built for this tokenizer.
@@ -83,6 +84,7 @@ class LatentLMObjective(Objective):
         optim: OptimConfig,
         drop_cond_prob: float,
         sampling: LatentSamplingConfig,
+        label_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         check_tokenizers(model, {"image": tokenizer})
@@ -91,6 +93,7 @@ class LatentLMObjective(Objective):
         self.optim = optim
         self.drop_cond_prob = drop_cond_prob
         self.sampling = sampling
+        self.label_names = tuple(label_names)
         vocabulary = model.config.vocabulary
         self.builder = SequenceBuilder(
             vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
@@ -169,7 +172,9 @@ class LatentLMObjective(Objective):
 
     def pipeline(self) -> LatentLMPipeline:
         """Model and tokenizer as users will hold them."""
-        return LatentLMPipeline(self.model, {"image": self.tokenizer}, {"image": self.sampling})
+        return LatentLMPipeline(
+            self.model, {"image": self.tokenizer}, {"image": self.sampling}, label_names=self.label_names
+        )
 
     @torch.no_grad()
     def sample_grid(self, *, seed: int) -> Tensor:
@@ -223,6 +228,7 @@ def build_latentlm(recipe: LatentLMRecipe) -> tuple[LatentLMObjective, Any, Late
         optim=recipe.optim,
         drop_cond_prob=recipe.drop_cond_prob,
         sampling=recipe.generation,
+        label_names=dataset.label_names,
     )
     trainer = recipe.trainer
 
