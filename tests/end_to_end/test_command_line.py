@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hostile_files import huge_png
 from PIL import Image
 
 from latentlm.cli.main import main
@@ -127,3 +128,31 @@ def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -
     output = capsys.readouterr().out
     assert "--drop_cond_prob  (float; default: 0.1)" in output
     assert "--out DIR" in output
+
+
+def test_training_on_a_folder_uses_the_good_pictures_and_names_the_broken_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = tmp_path / "pictures"
+    for name, colour in (("cat", (200, 30, 30)), ("dog", (30, 30, 200))):
+        (pictures / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (20, 24), colour).save(pictures / name / f"{number}.jpg")
+    Image.new("RGB", (1, 1)).save(pictures / "cat" / "tiny.png")
+    whole = (pictures / "cat" / "0.jpg").read_bytes()
+    broken = {
+        "empty.jpg": b"",
+        "truncated.jpg": whole[: len(whole) // 2],
+        "text.png": b"this is no picture",
+        "huge.png": huge_png(20_000),
+    }
+    for name, content in broken.items():
+        (pictures / "dog" / name).write_bytes(content)
+    sizes = ["--data.image_size", "16", "--tokenizer.image_size", "16", "--trainer.batch_size", "8"]
+    small = ["--tokenizer.encoder.num_layers", "1", "--tokenizer.decoder.num_layers", "1"]
+    flags = ["--data.path", str(pictures), "--data.validation_ratio", "0", *sizes, *small, *SHORT]
+    with caplog.at_level("WARNING", logger="latentlm.data"):
+        assert main(["train", "image_folder_tokenizer.yaml", *flags, "--out", str(tmp_path / "run")]) == 0
+    for name in broken:
+        assert sum(name in record.getMessage() for record in caplog.records) == 1, name
+    assert "tiny.png" not in caplog.text

@@ -2,12 +2,11 @@
 
 import itertools
 import logging
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
+from hostile_files import huge_png
 
 from latentlm.data import DataError, ImageDataConfig, TooManyBadRecords, make_loader, open_images
 from latentlm.data.datasets import resolve_path
@@ -138,19 +137,6 @@ def test_data_without_images_are_refused(tmp_path):
     pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has no images, only text"):
         open_images(ImageDataConfig(path=str(tmp_path / "a.parquet"), image_size=4), part="train")
-
-
-def huge_png(side: int) -> bytes:
-    """A valid picture of `side` squared black pixels in a few kilobytes."""
-    compressor = zlib.compressobj(9)
-    row = bytes(1 + (side + 7) // 8)
-    pixels = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.fixture
