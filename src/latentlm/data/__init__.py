@@ -7,7 +7,7 @@ tokenizer made of them. This room never tokenizes: latents are just files to rea
 
 from latentlm.data.datasets import ImageDataConfig, ImageDataset, open_images
 from latentlm.data.latents import LatentDataset, LatentWriter
-from latentlm.data.loader import MapDataset, TooManyBadRecords, WorkerFailure, make_loader, read_once
+from latentlm.data.loader import MapDataset, TooManyBadRecords, WorkerFailure, loader_factory, make_loader, read_once
 from latentlm.data.records import BadRecord, DataError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MapDataset",
     "TooManyBadRecords",
     "WorkerFailure",
+    "loader_factory",
     "make_loader",
     "open_images",
     "read_once",

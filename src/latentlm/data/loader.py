@@ -12,7 +12,7 @@ import itertools
 import logging
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NoReturn
 
@@ -112,6 +112,17 @@ def make_loader(
         raise ValueError("cannot make batches of an empty data set")
     batches = _TrainingBatches(dataset, batch_size=batch_size, seed=seed, shuffle=shuffle)
     return _good_batches(dataset, _read(batches, itertools.count(start_batch), num_workers, timeout_seconds))
+
+
+def loader_factory(
+    dataset: MapDataset, *, batch_size: int, seed: int, num_workers: int = 0
+) -> Callable[[int], Iterator[Batch]]:
+    """What a trainer takes: number of the first batch to endless batches (`make_loader`)."""
+
+    def make(start_batch: int) -> Iterator[Batch]:
+        return make_loader(dataset, batch_size=batch_size, seed=seed, start_batch=start_batch, num_workers=num_workers)
+
+    return make
 
 
 def read_once(
@@ -257,6 +268,7 @@ class _BadRecordList:
         self.note([(-1 - number, bad.name, bad.reason) for number, bad in enumerate(dataset.rejected)])
 
     def note(self, met: Sequence[_Bad]) -> None:
+        """Count and name what a batch met; stop above the limit."""
         for index, name, reason in met:
             if index not in self._known:
                 self._known[index] = BadRecord(name, reason)

@@ -80,6 +80,15 @@ class Attention(nn.Module):
         layer: int,
         cache: CacheView | None,
     ) -> Float[Tensor, "B T D"]:
+        """Attend from every position of `x` to the visible ones.
+
+        Args:
+            x: Normed input.
+            rotary: cos and sin of the positions (`rotary_tables`).
+            attention_mask: True where a query may look; None means plain causal attention.
+            layer: Index of the layer, which the cache needs.
+            cache: Past keys and values, to which the new ones are added.
+        """
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -111,6 +120,7 @@ class DecoderLayer(nn.Module):
         layer: int,
         cache: CacheView | None,
     ) -> Float[Tensor, "B T D"]:
+        """One layer; arguments as in `Attention.forward`, `x` being the residual stream."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, attention_mask, layer, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from latentlm.data import ImageDataConfig, ImageDataset, make_loader, open_images
+from latentlm.data import ImageDataConfig, ImageDataset, loader_factory, make_loader, open_images
 from latentlm.nn.keyed_noise import combine_keys
 from latentlm.pictures import picture_grid
 from latentlm.storage import publish_folder, write_file_atomically, write_json
@@ -312,17 +312,10 @@ def build_image_tokenizer(
     if recipe.encoder_checkpoint is not None:
         load_encoder(objective.tokenizer.encoder, recipe.encoder_checkpoint, recipe.tokenizer)
     trainer = recipe.trainer
-
-    def loader(start_batch: int) -> Iterator[Mapping[str, Any]]:
-        return make_loader(
-            train,
-            batch_size=trainer.batch_size,
-            seed=trainer.seed,
-            start_batch=start_batch,
-            num_workers=trainer.num_workers,
-        )
-
-    return objective, loader, recipe
+    make_batches = loader_factory(
+        train, batch_size=trainer.batch_size, seed=trainer.seed, num_workers=trainer.num_workers
+    )
+    return objective, make_batches, recipe
 
 
 def _pictures(dataset: ImageDataset, limit: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
 """Trains a LatentLM on labelled pictures: encode, drop conditions, lay out `[label, latents]`, next-token diffusion."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from latentlm.data import ImageDataConfig, LatentDataset, make_loader, open_images
+from latentlm.data import ImageDataConfig, LatentDataset, loader_factory, open_images
 from latentlm.generation.pipeline import LatentLMPipeline, check_tokenizers
 from latentlm.generation.requests import LatentSamplingConfig
 from latentlm.models.latentlm import LatentLM, LatentLMConfig
@@ -231,17 +231,10 @@ def build_latentlm(recipe: LatentLMRecipe) -> tuple[LatentLMObjective, Any, Late
         label_names=dataset.label_names,
     )
     trainer = recipe.trainer
-
-    def loader(start_batch: int) -> Iterator[Mapping[str, Any]]:
-        return make_loader(
-            dataset,
-            batch_size=trainer.batch_size,
-            seed=trainer.seed,
-            start_batch=start_batch,
-            num_workers=trainer.num_workers,
-        )
-
-    return objective, loader, recipe
+    make_batches = loader_factory(
+        dataset, batch_size=trainer.batch_size, seed=trainer.seed, num_workers=trainer.num_workers
+    )
+    return objective, make_batches, recipe
 
 
 def _fit_to_data(
