@@ -1,4 +1,4 @@
-"""The diffusion process: how latents are noised and what the network is asked to predict (paper Section 2.2).
+"""The diffusion process: how latents are noised and what the network is asked to predict (paper Section 2.1, Eq. 2).
 
 Both processes are Gaussian paths x_t = alpha_t x_0 + sigma_t noise:
 
@@ -121,7 +121,7 @@ class DiffusionProcess:
         noise: Float[Tensor, "*batch C"],
         timesteps: Shaped[Tensor, "*#batch"],
     ) -> Float[Tensor, "*batch C"]:
-        """Diffuse clean latents: x_t = alpha_t x_0 + sigma_t noise.
+        """The forward process, Eq. 2: x_t = alpha_t x_0 + sigma_t noise, with alpha_t = √ᾱ_t and sigma_t = √(1 - ᾱ_t) in ddpm.
 
         Args:
             latents: Clean latents x_0, unit variance.
@@ -137,7 +137,7 @@ class DiffusionProcess:
         noise: Float[Tensor, "*batch C"],
         timesteps: Shaped[Tensor, "*#batch"],
     ) -> Float[Tensor, "*batch C"]:
-        """What the network should answer at (x_t, t): see `DiffusionConfig.prediction_type`."""
+        """The target inside the norm of Eq. 3: what the network should answer at (x_t, t), by `prediction_type`."""
         alphas, sigmas, dtype = self._coefficients(latents, timesteps)
         latents, noise = latents.to(dtype), noise.to(dtype)
         match self.config.prediction_type:

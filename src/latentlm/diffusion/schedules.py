@@ -1,4 +1,4 @@
-"""Noise schedules of the DDPM process: betas and their cumulative products, in float64 on the CPU.
+"""Noise schedules of the DDPM process: betas and their cumulative products ᾱ_t of Eq. 2, in float64 on the CPU.
 
 The device is named so that models built on the meta device still have a schedule.
 

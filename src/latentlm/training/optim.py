@@ -1,4 +1,4 @@
-"""AdamW as the paper sets it (Section 4: betas 0.9 and 0.98, cosine with warm-up), and which weights it decays.
+"""AdamW as the paper sets it (Section 3.1: betas 0.9 and 0.98, cosine with warm-up), and which weights it decays.
 
 The learning rate of a parameter group at a step is `lr · schedule_factor(step) · lr_scale`; `lr_scale` carries
 layer-wise decay (`layer_lr_scale`). The update is PyTorch's fused AdamW: one kernel, and the only form that can skip a
