@@ -121,7 +121,7 @@ class DiffusionProcess:
         noise: Float[Tensor, "*batch C"],
         timesteps: Shaped[Tensor, "*#batch"],
     ) -> Float[Tensor, "*batch C"]:
-        """The forward process, Eq. 2: x_t = alpha_t x_0 + sigma_t noise, with alpha_t = √ᾱ_t and sigma_t = √(1 - ᾱ_t) in ddpm.
+        """The forward process, Eq. 2: x_t = alpha_t x_0 + sigma_t noise; in ddpm √ᾱ_t x_0 + √(1 - ᾱ_t) noise.
 
         Args:
             latents: Clean latents x_0, unit variance.
