@@ -1,5 +1,6 @@
 """The verbs one after another on the embedded digits, with runs far too short to learn anything."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -156,3 +157,19 @@ def test_training_on_a_folder_uses_the_good_pictures_and_names_the_broken_ones(
     for name in broken:
         assert sum(name in record.getMessage() for record in caplog.records) == 1, name
     assert "tiny.png" not in caplog.text
+
+
+def test_the_example_that_chooses_guidance_prints_its_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "examples" / "choose_guidance.py"
+    spec = importlib.util.spec_from_file_location("choose_guidance", path)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example, "NUM_SAMPLES", 12)
+    monkeypatch.setattr("sys.argv", [str(path), str(folder / "model" / "model"), "--scales", "1.0", "1.5"])
+    example.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == ["guidance", "1.0", "1.5", "validation digits"]
