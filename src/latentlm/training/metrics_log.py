@@ -25,6 +25,8 @@ from latentlm.storage import write_failed, write_file_atomically
 from latentlm.training.step import StepRecord
 
 METRICS_NAME = "metrics.jsonl"
+SAMPLES_FOLDER = "samples"
+"""Where the sample grids of a run are."""
 
 
 class MetricsLog:
@@ -92,7 +94,7 @@ class MetricsLog:
 
     def add_samples(self, step: int, picture: UInt8[Tensor, "3 H W"]) -> None:
         """Write samples/step_XXXXXX.png."""
-        folder = self.run_dir / "samples"
+        folder = self.run_dir / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(buffer, format="png")

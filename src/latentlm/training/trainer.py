@@ -26,7 +26,7 @@ from latentlm.storage import remove_leftovers, write_file_atomically
 from latentlm.training import distributed
 from latentlm.training.checkpoint import CheckpointFolder, Progress, TrainingParts
 from latentlm.training.ema import ExponentialMovingAverage
-from latentlm.training.metrics_log import MetricsLog
+from latentlm.training.metrics_log import SAMPLES_FOLDER, MetricsLog
 from latentlm.training.objective import Objective
 from latentlm.training.random_state import preserved_random_state, seed_generators
 from latentlm.training.run_guard import StopRequest, exclusive_run
@@ -188,7 +188,8 @@ class Trainer:
     def _resume(self) -> Progress:
         """Continue from the newest good checkpoint, or seed the generators of a new run."""
         if distributed.rank() == 0:
-            remove_leftovers(self.run_dir)
+            for folder in (self.run_dir, self.run_dir / SAMPLES_FOLDER):
+                remove_leftovers(folder)
         progress = self.checkpoints.restore_newest(self._parts())
         if progress is None:
             seed_generators(self.config.seed, distributed.rank())

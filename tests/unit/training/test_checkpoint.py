@@ -244,7 +244,11 @@ def test_leftovers_of_killed_saves_are_removed_at_the_start(run_dir: Path) -> No
     for leftover in (run_dir / "checkpoints" / ".step_00000010.staging-abc", run_dir / ".model.staging-xyz"):
         leftover.mkdir()
         (leftover / "model.safetensors").write_bytes(b"half")
+    (run_dir / "samples").mkdir(exist_ok=True)
+    half_picture = run_dir / "samples" / ".step_000050.png.staging-123"
+    half_picture.write_bytes(b"half")
     make_trainer(run_dir, make_recipe()).fit()
+    assert not half_picture.exists()
     assert sorted(os.listdir(run_dir / "checkpoints")) == [PREVIOUS, NEWEST]
     assert [name for name in os.listdir(run_dir) if name.startswith(".")] == [".lock"]
 
