@@ -59,7 +59,10 @@ def train_recipe(recipe: Any, run_dir: Path, *, show_recipe: bool = True) -> int
         print(dump_recipe(recipe), flush=True)
     with logging_redirect_tqdm():
         try:
-            outcome = Trainer(objective, make_loader, recipe.trainer, run_dir, recipe=recipe).fit()
+            trainer = Trainer(
+                objective, make_loader, recipe.trainer, run_dir, recipe=recipe, evaluations=objective.evaluations()
+            )
+            outcome = trainer.fit()
         except (TooManyBadStepsError, WorkerFailure) as error:
             raise ValueError(str(error)) from error
     return outcome.stopped_by or 0

@@ -7,7 +7,7 @@ A σ-VAE with its discriminator, LatentLM and every baseline are objectives unde
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,6 +76,10 @@ class Objective(nn.Module, ABC):
     def sample_grid(self, *, seed: int) -> Tensor | None:
         """A picture for the log, uint8 [3, H, W], drawn with whatever weights the modules hold; None for no picture."""
         return None
+
+    def evaluations(self) -> Sequence[Callable[["Objective", int], Mapping[str, float | int]]]:
+        """What the trainer measures every so often, with the averaged weights; see `Trainer`. Nothing by default."""
+        return ()
 
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:

@@ -106,3 +106,18 @@ def test_sampling_and_saving_leave_the_model_in_training_mode(tmp_path: Path) ->
     assert objective.model.training
     assert picture.dtype == torch.uint8
     assert LatentLMPipeline.from_pretrained(tmp_path / "model").generate_images([0]).shape == (1, 1, 8, 8)
+
+
+def test_the_held_out_loss_is_the_mean_over_examples_and_the_same_at_every_call() -> None:
+    objective = make_objective()
+    assert objective.evaluations() == ()
+    pictures = raw_batch(6)
+    parts = [{name: values[span] for name, values in pictures.items()} for span in (slice(0, 4), slice(4, 6))]
+    together, split = [], []
+    for batches, results in (([pictures], together), (parts, split)):
+        objective.held_out = lambda batches=batches: iter(batches)
+        (evaluate,) = objective.evaluations()
+        results += [evaluate(objective, step)["held_out_loss"] for step in (10, 20)]
+    assert together[0] == together[1]
+    assert split[0] == pytest.approx(together[0], rel=1e-5)  # another order of the same float32 sums
+    assert together[0] > 0

@@ -1,6 +1,7 @@
 """Trains a LatentLM on labelled pictures: encode, drop conditions, lay out `[label, latents]`, next-token diffusion."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from latentlm.data import ImageDataConfig, LatentDataset, loader_factory, open_images
+from latentlm.data import ImageDataConfig, LatentDataset, loader_factory, make_loader, open_images
 from latentlm.generation.pipeline import LatentLMPipeline, check_tokenizers
 from latentlm.generation.requests import LatentSamplingConfig
 from latentlm.models.latentlm import LatentLM, LatentLMConfig
@@ -26,6 +27,12 @@ from latentlm.training.trainer import TrainerConfig
 LATENT_STREAM = 11
 DROPOUT_STREAM = 12
 DIFFUSION_STREAM = 13
+
+HELD_OUT_SEED = -1
+"""Of the held-out loss's noise; the seeds of runs are not negative."""
+NUM_HELD_OUT_DRAWS = 4
+NUM_HELD_OUT_EXAMPLES = 2048
+"""Held-out pictures that are looked at, four noises and timesteps for each of their latents and draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,7 @@ class LatentLMObjective(Objective):
         drop_cond_prob: Share of dropped labels.
         sampling: For sample grids, and saved with the model.
         label_names: Name of every class, saved with the model; may be empty.
+        held_out: Opens batches that are not trained on, for the held-out loss; None for none.
 
     Raises:
         ValueError: If the model was not built for this tokenizer.
@@ -85,6 +93,7 @@ class LatentLMObjective(Objective):
         drop_cond_prob: float,
         sampling: LatentSamplingConfig,
         label_names: Sequence[str] = (),
+        held_out: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
     ) -> None:
         super().__init__()
         check_tokenizers(model, {"image": tokenizer})
@@ -94,6 +103,7 @@ class LatentLMObjective(Objective):
         self.drop_cond_prob = drop_cond_prob
         self.sampling = sampling
         self.label_names = tuple(label_names)
+        self.held_out = held_out
         vocabulary = model.config.vocabulary
         self.builder = SequenceBuilder(
             vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
@@ -170,6 +180,23 @@ class LatentLMObjective(Objective):
         packed, noise_seed = batch
         return {"model": self.model(packed, noise_seed=noise_seed, totals=totals)}
 
+    def evaluations(self) -> Sequence[Callable[[Objective, int], Mapping[str, float]]]:
+        """The held-out loss, where there is held-out data."""
+        return () if self.held_out is None else (self._held_out_loss,)
+
+    @torch.no_grad()
+    def _held_out_loss(self, objective: Objective, step: int) -> dict[str, float]:
+        """Mean training loss on held-out examples, with the same noise at every call, so that calls compare."""
+        assert self.held_out is not None
+        total, count = 0.0, 0
+        for draw in range(NUM_HELD_OUT_DRAWS):
+            for raw_batch in self.held_out():
+                packed, noise_seed = self.prepare(raw_batch, step=draw, seed=HELD_OUT_SEED)
+                num_examples = len(raw_batch["label"])
+                total += num_examples * float(self.model(packed, noise_seed=noise_seed)["total"])
+                count += num_examples
+        return {"held_out_loss": total / count}
+
     def pipeline(self) -> LatentLMPipeline:
         """Model and tokenizer as users will hold them."""
         return LatentLMPipeline(
@@ -229,6 +256,7 @@ def build_latentlm(recipe: LatentLMRecipe) -> tuple[LatentLMObjective, Any, Late
         drop_cond_prob=recipe.drop_cond_prob,
         sampling=recipe.generation,
         label_names=dataset.label_names,
+        held_out=_held_out(recipe),
     )
     trainer = recipe.trainer
     make_batches = loader_factory(
@@ -255,3 +283,15 @@ def _fit_to_data(
         )
     modalities = config.modalities | {"image": replace(image, tokenizer_fingerprint=fingerprint)}
     return replace(config, vocabulary=vocabulary, modalities=modalities)
+
+
+def _held_out(recipe: LatentLMRecipe) -> Callable[[], Iterable[Mapping[str, Any]]] | None:
+    """The validation part of the pictures, up to a bound; a cache of latents has none."""
+    if recipe.latents is not None or recipe.data.validation_ratio == 0:
+        return None
+    dataset = open_images(recipe.data, part="validation")
+    if len(dataset) == 0:
+        return None
+    batch_size = min(recipe.trainer.batch_size, len(dataset))
+    num_batches = max(1, min(len(dataset), NUM_HELD_OUT_EXAMPLES) // batch_size)
+    return lambda: itertools.islice(make_loader(dataset, batch_size=batch_size, seed=0), num_batches)
