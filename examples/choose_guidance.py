@@ -39,6 +39,7 @@ def neighbours_agree(images: Tensor, labels: Tensor, train: dict[str, Tensor]) -
 
 
 def main() -> None:
+    """Sweep the scales and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a digits model folder")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0])
