@@ -4,17 +4,29 @@ A new kind of recipe or model is one row here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from latentlm.baselines.dit import DiT, DiTRecipe
+from latentlm.baselines.givt import GIVT, GIVTRecipe
+from latentlm.baselines.mar import MAR, MARRecipe
+from latentlm.baselines.maskgit import MaskGIT, MaskGITRecipe
+from latentlm.baselines.vq_ar import VQAR, VQARRecipe
+from latentlm.generation.image_pipeline import ImageModelPipeline
 from latentlm.generation.pipeline import LatentLMPipeline
-from latentlm.pretrained import read_model_config, resolve_folder
+from latentlm.models.image_model import ImageModel
+from latentlm.models.latentlm import LatentLM
+from latentlm.pretrained import Pretrained, read_model_config, resolve_folder
 from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.vq_image import VQImageTokenizer
 from latentlm.training.objective import Objective
+from latentlm.training.objectives.image_model import ImageModelRecipe, build_image_model
 from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe, build_image_tokenizer
 from latentlm.training.objectives.latentlm import LatentLMRecipe, build_latentlm
+from latentlm.training.objectives.vq_image_tokenizer import VQImageTokenizerRecipe, build_vq_image_tokenizer
 
 MakeLoader = Callable[[int], Iterator[Mapping[str, Any]]]
 """Number of the first batch to endless batches."""
@@ -29,11 +41,33 @@ class Kind(NamedTuple):
     """Recipe to objective, loader factory, and the recipe with what the data filled in."""
     load: Callable[..., Any]
     """Folder or hub id to the trained thing, as users hold it."""
+    model_class: type[Pretrained]
+    """What is trained; `model_class(config)` on the meta device is enough to count it."""
+
+
+def image_model(recipe_class: type[ImageModelRecipe], model_class: type[ImageModel]) -> Kind:
+    """The row of an `ImageModel`: data, training, sampling and storage are the same for all of them."""
+    return Kind(
+        recipe_class,
+        partial(build_image_model, model_class=model_class),
+        partial(ImageModelPipeline.from_pretrained, model_class=model_class),
+        model_class,
+    )
 
 
 KINDS: dict[str, Kind] = {
-    "image_tokenizer": Kind(ImageTokenizerRecipe, build_image_tokenizer, ImageTokenizer.from_pretrained),
-    "latentlm": Kind(LatentLMRecipe, build_latentlm, LatentLMPipeline.from_pretrained),
+    "image_tokenizer": Kind(
+        ImageTokenizerRecipe, build_image_tokenizer, ImageTokenizer.from_pretrained, ImageTokenizer
+    ),
+    "vq_image_tokenizer": Kind(
+        VQImageTokenizerRecipe, build_vq_image_tokenizer, VQImageTokenizer.from_pretrained, VQImageTokenizer
+    ),
+    "latentlm": Kind(LatentLMRecipe, build_latentlm, LatentLMPipeline.from_pretrained, LatentLM),
+    "dit": image_model(DiTRecipe, DiT),
+    "mar": image_model(MARRecipe, MAR),
+    "givt": image_model(GIVTRecipe, GIVT),
+    "vq_ar": image_model(VQARRecipe, VQAR),
+    "maskgit": image_model(MaskGITRecipe, MaskGIT),
 }
 
 RECIPE_CLASSES: dict[str, type] = {name: kind.recipe_class for name, kind in KINDS.items()}
@@ -55,7 +89,7 @@ def load(
     local_files_only: bool = False,
     device: str | torch.device = "cpu",
 ) -> Any:
-    """Load whatever a folder or hub repository holds: an `ImageTokenizer`, a `LatentLMPipeline`, …
+    """Load whatever a folder or hub repository holds: a tokenizer, or the pipeline of a generator.
 
     Args:
         source: Local folder or hub id.

@@ -17,7 +17,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -56,6 +56,16 @@ def from_mapping(cls: type[ConfigT], mapping: Mapping[str, Any], *, where: str =
 def to_mapping(instance: Any) -> dict[str, Any]:
     """The plain, JSON-able content of a config dataclass; `from_mapping` inverts it."""
     return {field.name: _plain(getattr(instance, field.name)) for field in fields(instance)}
+
+
+def changes_from_defaults(instance: Any) -> dict[str, Any]:
+    """What of a config dataclass differs from the defaults of its fields, nested, as plain values.
+
+    Names a config by what somebody decided: a field that a later version adds changes nothing as long as its default
+    is what was done before.
+    """
+    changed = [field for field in fields(instance) if getattr(instance, field.name) != _default_of(field)]
+    return {field.name: _plain(getattr(instance, field.name), changes_from_defaults) for field in changed}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str], kinds: Mapping[str, type]) -> Any:
@@ -189,13 +199,13 @@ def _leaf_parser(hint: Any) -> ArgumentParser:
     return parser
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, of_dataclass: Callable[[Any], dict[str, Any]] = to_mapping) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return to_mapping(value)
+        return of_dataclass(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, of_dataclass) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, of_dataclass) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -48,7 +48,7 @@ PretrainedT = TypeVar("PretrainedT", bound="Pretrained")
 class HubUpload(ABC):
     """What can be saved to a folder can be uploaded to the hub."""
 
-    kind: ClassVar[str]
+    kind: str
     """What config.json calls it."""
 
     @abstractmethod

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from transformers import ViTConfig as TheirConfig
 from transformers import ViTModel
 
-from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, patchify
+from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from latentlm.tokenizers.image_autoencoder import patchify
 from latentlm.tokenizers.pretrained_encoders import load_encoder
 from latentlm.tokenizers.vit import ViTConfig
 

@@ -1,4 +1,4 @@
-"""Draw images with a trained class-conditional model.
+"""Draw images with a trained class-conditional model: a LatentLM or any model it is compared with.
 
 Writes one PNG per image, grid.png with all of them, and generation.json with everything needed to draw them again. The
 same seed gives the same image whatever is drawn beside it.
@@ -9,13 +9,12 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentlm.generation.pipeline import LatentLMPipeline
-    from latentlm.generation.requests import LatentSamplingConfig
+    from latentlm.generation.image_pipeline import ImagePipeline
 
 TAKES_RECIPE = False
 
@@ -32,8 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, metavar="N", help="default: one per label given, or 16")
     parser.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i (default: 0)")
     parser.add_argument("--cfg-scale", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
-    parser.add_argument("--steps", type=int, help="solver steps per latent (default: the model's)")
+    parser.add_argument("--steps", type=int, help="solver steps, or decoding iterations (default: the model's)")
     parser.add_argument("--solver", help="ddpm, ddim, dpm_multistep, dpm_singlestep, dpm_sde, euler or heun")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other sampling option of the model, such as temperature=0.9; may be repeated",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at a time (default: 64)")
     parser.add_argument("--columns", type=int, help="columns of the grid (default: about square)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a CUDA device if there is one)")
@@ -44,23 +50,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Load, draw, write."""
     _check(arguments)
+    from latentlm.catalog import load
     from latentlm.cli.device import resolve_device
     from latentlm.config import to_mapping
-    from latentlm.generation.pipeline import LatentLMPipeline
-    from latentlm.generation.requests import LatentSamplingConfig
+    from latentlm.generation.image_pipeline import ImagePipeline
     from latentlm.pictures import picture_grid, save_picture, to_uint8
     from latentlm.storage import write_json
 
-    pipeline = LatentLMPipeline.from_pretrained(
+    pipeline = load(
         arguments.model,
         revision=arguments.revision,
         local_files_only=arguments.local_files_only,
         device=resolve_device(arguments.device),
     )
-    num_classes = pipeline.model.config.vocabulary.num_classes
-    labels = choose_labels(arguments.labels, arguments.num_images, num_classes, pipeline.label_names)
+    if not isinstance(pipeline, ImagePipeline):
+        raise ValueError(f"{arguments.model} holds a '{pipeline.kind}', which draws nothing")
+    labels = choose_labels(arguments.labels, arguments.num_images, pipeline.num_classes, pipeline.label_names)
     seeds = list(range(arguments.seed, arguments.seed + len(labels)))
-    sampling = _sampling(pipeline.sampling.get("image", LatentSamplingConfig()), arguments)
+    changes = sampling_changes(
+        pipeline, cfg_scale=arguments.cfg_scale, steps=arguments.steps, assignments=arguments.set
+    )
+    if arguments.solver is not None:
+        changes["solver.name"] = arguments.solver
+    sampling = pipeline.sampling_with(changes)
     images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -103,10 +115,10 @@ def choose_labels(
 
 
 def draw(
-    pipeline: "LatentLMPipeline",
+    pipeline: "ImagePipeline",
     labels: Sequence[int | None],
     seeds: Sequence[int],
-    sampling: "LatentSamplingConfig",
+    sampling: Any,
     *,
     batch_size: int,
 ) -> "Tensor":
@@ -143,16 +155,32 @@ def _label(word: str, num_classes: int, label_names: Sequence[str]) -> int:
     raise ValueError(f"--labels: {word!r} is none of the model's classes{hint}")
 
 
-def _sampling(default: "LatentSamplingConfig", arguments: argparse.Namespace) -> "LatentSamplingConfig":
-    from latentlm.config import from_mapping, to_mapping
-    from latentlm.generation.requests import LatentSamplingConfig
+def sampling_changes(
+    pipeline: "ImagePipeline", *, cfg_scale: float | None, steps: int | None, assignments: Sequence[str]
+) -> dict[str, Any]:
+    """What the flags change of a pipeline's sampling, for `ImagePipeline.sampling_with`.
 
-    mapping = to_mapping(default)
-    if arguments.cfg_scale is not None:
-        mapping["cfg_scale"] = arguments.cfg_scale
-    if arguments.steps is not None:
-        mapping["solver"]["num_inference_steps"] = arguments.steps
-    if arguments.solver is not None:
-        mapping["solver"]["name"] = arguments.solver
-    # By way of the mapping, so that a misspelt solver is refused like one in a recipe.
-    return from_mapping(LatentSamplingConfig, mapping, where="sampling")
+    Args:
+        pipeline: Knows which option counts its steps.
+        cfg_scale: Guidance; None leaves it.
+        steps: Solver steps or decoding iterations; None leaves them.
+        assignments: Further options as text, "NAME=VALUE".
+
+    Raises:
+        ValueError: If the model takes no steps, or an assignment cannot be read.
+    """
+    import yaml
+
+    changes: dict[str, Any] = {}
+    if cfg_scale is not None:
+        changes["cfg_scale"] = cfg_scale
+    if steps is not None:
+        if pipeline.steps_field is None:
+            raise ValueError(f"a '{pipeline.kind}' draws its tokens one by one: there are no steps to choose")
+        changes[pipeline.steps_field] = steps
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not sign:
+            raise ValueError(f"--set {assignment}: write NAME=VALUE, such as temperature=0.9")
+        changes[name.strip()] = yaml.safe_load(value)
+    return changes

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from latentlm import __version__
 
 VERBS = {
-    "train": "train what a recipe describes: a tokenizer, a LatentLM",
+    "train": "train what a recipe describes: a tokenizer, a LatentLM, a model to compare it with",
     "encode": "turn images into cached latents, once, so that training need not encode them again",
     "generate": "draw images with a trained model: single PNG files and a grid",
+    "evaluate": "score a trained model: distances, accuracy and more, beside those of real images",
+    "experiment": "train and measure the cells of an experiment file, and write the page of results",
     "demo": "train on handwritten digits from scratch, sample and score: a few minutes on two cores",
     "verify": "check the files of checkpoints and models against their manifests",
     "plan": "count parameters and FLOPs of a recipe without building its weights",

@@ -2,7 +2,8 @@
 
     latentlm plan recipes/paper/image_scaling_3b.yaml --num-latents 256
 
-How many latents an image has is its tokenizer's business: FLOPs of a LatentLM need --num-latents or --tokenizer FOLDER.
+How many latents an image has is its tokenizer's business: FLOPs of a LatentLM need --num-latents or --tokenizer FOLDER;
+other generators read it from the recipe's model.space, or from --tokenizer FOLDER.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from latentlm.cli.recipes import read_recipe
 if TYPE_CHECKING:
     from torch import nn
 
+    from latentlm.models.image_model import ImageModel
     from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe
     from latentlm.training.objectives.latentlm import LatentLMRecipe
 
@@ -29,20 +31,51 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.num_latents is not None and arguments.num_latents < 1:
         raise ValueError(f"--num-latents is {arguments.num_latents}; it must be at least 1")
     recipe = read_recipe(arguments.recipe, overrides)
+    from latentlm.catalog import KINDS
+    from latentlm.models.image_model import ImageModel
+
     planners = {"latentlm": _plan_latentlm, "image_tokenizer": _plan_image_tokenizer}
-    if recipe.kind not in planners:
+    model_class = KINDS[recipe.kind].model_class
+    if recipe.kind in planners:
+        planners[recipe.kind](recipe, arguments.num_latents)
+    elif issubclass(model_class, ImageModel):
+        _plan_image_model(recipe, model_class)
+    else:
         raise ValueError(
-            f"recipes of the kind {recipe.kind!r} cannot be planned yet; those of {', '.join(planners)} can"
+            f"recipes of the kind {recipe.kind!r} cannot be planned yet; those of {', '.join(planners)} and of "
+            "generators of pictures can"
         )
-    planners[recipe.kind](recipe, arguments.num_latents)
     return 0
+
+
+def _plan_image_model(recipe: Any, model_class: "type[ImageModel]") -> None:
+    from dataclasses import replace
+
+    import torch
+
+    config = recipe.model
+    if recipe.tokenizer is not None:
+        from latentlm.generation.image_pipeline import load_image_tokenizer
+        from latentlm.training.objectives.labelled_images import token_space
+
+        tokenizer = load_image_tokenizer(recipe.tokenizer)
+        space = token_space(tokenizer, num_classes=config.space.num_classes)
+        config = replace(config, space=config.space.filled_from(space))
+    with torch.device("meta"):
+        model = model_class(config)
+    _print_parameters(model)
+    flops = model.flops(recipe.generation)
+    print(f"\nFLOPs per image of {config.space.num_tokens} tokens")
+    _print_flops("training, forward and backward", flops.training)
+    _print_flops("generation, with the recipe's guidance and steps", flops.generation)
+    _print_training(recipe, flops.training)
 
 
 def _plan_latentlm(recipe: "LatentLMRecipe", num_latents: int | None) -> None:
     import torch
 
     from latentlm.diffusion.solvers import make_solver
-    from latentlm.evaluation.cost import latentlm_flops
+    from latentlm.models.cost import latentlm_flops
     from latentlm.models.latentlm import LatentLM
 
     with torch.device("meta"):

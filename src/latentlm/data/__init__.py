@@ -6,6 +6,7 @@ tokenizer made of them. This room never tokenizes: latents are just files to rea
 """
 
 from latentlm.data.datasets import ImageDataConfig, ImageDataset, open_images
+from latentlm.data.groups import PictureGroups
 from latentlm.data.latents import LatentDataset, LatentWriter
 from latentlm.data.loader import MapDataset, TooManyBadRecords, WorkerFailure, loader_factory, make_loader, read_once
 from latentlm.data.records import BadRecord, DataError
@@ -18,6 +19,7 @@ __all__ = [
     "LatentDataset",
     "LatentWriter",
     "MapDataset",
+    "PictureGroups",
     "TooManyBadRecords",
     "WorkerFailure",
     "loader_factory",

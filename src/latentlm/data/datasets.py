@@ -20,7 +20,7 @@ from latentlm.data.loader import Batch, MapDataset
 from latentlm.data.records import RECORD_NAMES, DataError, Source
 from latentlm.data.sources import OPENERS, detect_format
 from latentlm.data.sources.digits import DigitsSource
-from latentlm.nn.keyed_noise import combine_keys
+from latentlm.data.splits import Split, make_split, read_split
 
 Part = Literal["train", "validation", "test"]
 SourceFormat = Literal[
@@ -51,6 +51,8 @@ class ImageDataConfig:
     """Share of the training split that is held out as the part `validation`."""
     split_seed: int = 0
     """Chooses the pictures of the part `validation`."""
+    split_file: str | None = None
+    """A file of committed indices, such as fashion_mnist.json (`recipes/splits/`), instead of ratio and seed."""
     max_bad_records: int = 100
     """Unreadable pictures are named and skipped; above this number the run stops."""
     max_pixels: int = MAX_IMAGE_PIXELS
@@ -168,12 +170,13 @@ class ImageDataset(MapDataset):
 def open_images(config: ImageDataConfig, *, part: Part) -> ImageDataset:
     """Open one part of an image data set.
 
-    `train` and `validation` share the split `config.split`: a picture belongs to `validation` if a hash of
-    (split_seed, its index) is among the smallest `validation_ratio` of all. `test` is the source's own test split, or
-    `config.test_path`.
+    `train` and `validation` share the split `config.split`: a picture belongs to `validation` if `config.split_file`
+    says so or, without one, if a hash of (split_seed, its index) is among the smallest `validation_ratio` of all.
+    `test` is the source's own test split, or `config.test_path`.
 
     Raises:
-        DataError: If the data are missing, in no known format, empty, or have no such part.
+        DataError: If the data are missing, in no known format, empty, have no such part, or are not those of the split
+            file.
         ImportError: If the format needs the extra `data`; the message says so.
     """
     if part == "test":
@@ -184,13 +187,31 @@ def open_images(config: ImageDataConfig, *, part: Part) -> ImageDataset:
         indices = np.arange(len(source))
     else:
         source = open_source(config, split=config.split)
-        indices = _part_indices(len(source), config, part)
+        parts = split_of(config, len(source))
+        indices = parts.validation if part == "validation" else parts.train
     if len(indices) == 0:
         raise DataError(
             f"{config.path or config.source}: the part {part!r} is empty "
             f"({len(source)} records in all, validation_ratio={config.validation_ratio})"
         )
     return ImageDataset(source, indices, config, augment=part == "train")
+
+
+def split_of(config: ImageDataConfig, num_records: int) -> Split:
+    """How the training split of this many records is divided.
+
+    Raises:
+        DataError: If the split file is missing, damaged, or made for another number of records.
+    """
+    if config.split_file is None:
+        return make_split(num_records, validation_ratio=config.validation_ratio, seed=config.split_seed)
+    split = read_split(config.split_file)
+    if split.num_records != num_records:
+        raise DataError(
+            f"{config.split_file} divides {split.num_records} records ({split.data}), but "
+            f"{config.path or config.source} has {num_records}"
+        )
+    return split
 
 
 def open_source(config: ImageDataConfig, *, split: str) -> Source:
@@ -227,12 +248,3 @@ def resolve_path(path: str) -> Path:
         else "; relative paths are also looked for in $LATENTLM_DATA, which is not set"
     )
     raise DataError(f"no data at {places}{hint}")
-
-
-def _part_indices(num_records: int, config: ImageDataConfig, part: Part) -> np.ndarray:
-    num_validation = round(num_records * config.validation_ratio)
-    if config.validation_ratio > 0 and num_records > 1:
-        num_validation = min(max(num_validation, 1), num_records - 1)  # neither part empty
-    order = torch.argsort(combine_keys(config.split_seed, torch.arange(num_records)), stable=True).numpy()
-    chosen = order[:num_validation] if part == "validation" else order[num_validation:]
-    return np.sort(chosen)

@@ -26,6 +26,9 @@ class ClassifierConfig:
     num_features: int = 32
     """Dimensions of the feature space; fewer make the Fréchet distance of few samples less inflated."""
     width: int = 32
+    max_pooling: bool = False
+    """Halve the picture's side by max-pooling after each of the first two convolutions, instead of once by a stride in
+    the second: for pictures of 28 pixels or more."""
     num_steps: int = 400
     batch_size: int = 128
     lr: float = 3e-3
@@ -50,9 +53,11 @@ class ImageClassifier(nn.Module):
         width = config.width
         self.convolutions = nn.Sequential(
             nn.Conv2d(num_channels, width, 3, padding=1),
+            *_pooled(config),
             nn.GroupNorm(8, width),
             nn.GELU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=1 if config.max_pooling else 2),
+            *_pooled(config),
             nn.GroupNorm(8, 2 * width),
             nn.GELU(),
             nn.Conv2d(2 * width, 2 * width, 3, padding=1),
@@ -78,6 +83,11 @@ class ImageClassifier(nn.Module):
         return ((raw - self.feature_mean) / self.feature_std).double()
 
     @torch.no_grad()
+    def probabilities(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N K"]:
+        """Class probabilities in float64."""
+        return torch.cat([self(chunk) for chunk in images.split(1024)]).double().softmax(dim=1)
+
+    @torch.no_grad()
     def accuracy(self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"]) -> float:
         """Share of images classified as their label."""
         predicted = torch.cat([self(chunk).argmax(dim=1) for chunk in images.split(1024)])
@@ -88,7 +98,13 @@ class ImageClassifier(nn.Module):
 
 
 def train_classifier(
-    config: ClassifierConfig, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"], *, progress: bool = False
+    config: ClassifierConfig,
+    images: Float[Tensor, "N C H W"],
+    labels: Int[Tensor, " N"],
+    *,
+    num_classes: int | None = None,
+    progress: bool = False,
+    name: str = "judge",
 ) -> ImageClassifier:
     """Train the judge on labelled images, the same way every time for the same config and images.
 
@@ -96,19 +112,22 @@ def train_classifier(
         config: Size and training.
         images: In [-1, 1]; one half of the training images.
         labels: In 0..K-1.
+        num_classes: K; None takes the highest label for the last class.
         progress: Show a progress bar.
+        name: What the bar says.
 
     Returns:
         The classifier in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # initial weights and dropout; the caller's random state is restored after
-        classifier = ImageClassifier(config, num_channels=images.shape[1], num_classes=int(labels.max()) + 1)
+        num_classes = num_classes or int(labels.max()) + 1
+        classifier = ImageClassifier(config, num_channels=images.shape[1], num_classes=num_classes)
         classifier.train()
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=config.num_steps)
         generator = torch.Generator().manual_seed(config.seed)
-        for _ in tqdm(range(config.num_steps), desc="judge", unit="step", disable=not progress):
+        for _ in tqdm(range(config.num_steps), desc=name, unit="step", disable=not progress):
             chosen = torch.randint(len(images), (config.batch_size,), generator=generator)
             batch = _augment(images[chosen], config, generator)
             loss = F.cross_entropy(classifier(batch), labels[chosen])
@@ -121,6 +140,22 @@ def train_classifier(
     classifier.feature_mean.copy_(raw.mean(dim=0))
     classifier.feature_std.copy_(raw.std(dim=0).clamp_min(1e-6))  # a dead feature stays 0 instead of dividing by 0
     return classifier
+
+
+def classifier_score(probabilities: Float[Tensor, "N K"]) -> float:
+    """exp of the mean KL divergence of each image's class distribution from the mean one (Salimans et al. 2016).
+
+    Between 1 (all images look alike, or undecided) and K (each image sure of its class, all classes equally often). It
+    is the Inception score's formula; only with the Inception network's probabilities is it that score.
+    """
+    mean = probabilities.mean(dim=0, keepdim=True)
+    # xlogy: 0 log 0 is 0.
+    divergence = torch.xlogy(probabilities, probabilities) - torch.xlogy(probabilities, mean)
+    return divergence.sum(dim=1).mean().exp().item()
+
+
+def _pooled(config: ClassifierConfig) -> tuple[nn.Module, ...]:
+    return (nn.MaxPool2d(2),) if config.max_pooling else ()
 
 
 def _augment(images: Tensor, config: ClassifierConfig, generator: torch.Generator) -> Tensor:

@@ -48,8 +48,8 @@ class DigitsReport:
             "seconds": round(self.seconds, 1),
         }
         second_space = {
-            "frechet_pixels_samples": samples.frechet_pixels,
-            "frechet_pixels_real_test": real_test.frechet_pixels,
+            "frechet_pixels_samples": samples.frechet_second_space,
+            "frechet_pixels_real_test": real_test.frechet_second_space,
             "kernel_samples": samples.kernel,
             "kernel_real_test": real_test.kernel,
             "precision_samples": samples.precision,
@@ -80,7 +80,7 @@ class DigitsReport:
         rows = [
             ("accuracy of the judge", f"{samples.accuracy:.1%}", f"{real.accuracy:.1%}"),
             ("Fréchet distance, judge's features", f"{samples.frechet:.2f}", f"{real.frechet:.2f}"),
-            ("Fréchet distance, pixels", f"{samples.frechet_pixels:.2f}", f"{real.frechet_pixels:.2f}"),
+            ("Fréchet distance, pixels", f"{samples.frechet_second_space:.2f}", f"{real.frechet_second_space:.2f}"),
             ("kernel distance (unbiased)", f"{samples.kernel:.3f}", f"{real.kernel:.3f}"),
             ("precision", f"{samples.precision:.2f}", f"{real.precision:.2f}"),
             ("recall", f"{samples.recall:.2f}", f"{real.recall:.2f}"),

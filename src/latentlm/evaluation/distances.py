@@ -8,8 +8,11 @@ Shapes: N generated, M real, D feature dimensions.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+_CHUNK = 512
+"""Rows of a matrix of pairs that are held at once: 5,000 against 5,000 in float64 then take 20 MB instead of 200."""
 
 
 def frechet_distance(generated: Float[Tensor, "N D"], real: Float[Tensor, "M D"]) -> float:
@@ -50,8 +53,9 @@ def frechet_distance_of_gaussians(
 def kernel_distance(generated: Float[Tensor, "N D"], real: Float[Tensor, "M D"]) -> float:
     """Kernel inception distance: unbiased squared MMD with the kernel (x·y / D + 1)³ (Binkowski et al. 2018).
 
-    Over all pairs at once, without the random subsets that large sets need. Unbiased: its mean is 0 for equal
-    distributions at any N and M, so single values can be negative.
+    Over all pairs, block by block: a few seconds for 5,000 items, and without the random subsets (and their noise)
+    that 2048-dimensional Inception features need. Unbiased: its mean is 0 for equal distributions at any N and M, so
+    single values can be negative.
 
     Raises:
         ValueError: If a set has fewer than two items or a feature is not finite.
@@ -60,14 +64,15 @@ def kernel_distance(generated: Float[Tensor, "N D"], real: Float[Tensor, "M D"])
     _check("real", real)
     generated, real = generated.double(), real.double()
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+    def sum_of_kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([((rows @ b.T / b.shape[1] + 1) ** 3).sum() for rows in a.split(_CHUNK)]).sum()
 
     def mean_of_pairs(a: Tensor) -> Tensor:
-        values = kernel(a, a)
-        return (values.sum() - values.trace()) / (len(a) * (len(a) - 1))  # a pair is two different items
+        of_itself = ((a.square().sum(dim=1) / a.shape[1] + 1) ** 3).sum()
+        return (sum_of_kernel(a, a) - of_itself) / (len(a) * (len(a) - 1))  # a pair is two different items
 
-    return (mean_of_pairs(generated) + mean_of_pairs(real) - 2 * kernel(generated, real).mean()).item()
+    across = sum_of_kernel(generated, real) / (len(generated) * len(real))
+    return (mean_of_pairs(generated) + mean_of_pairs(real) - 2 * across).item()
 
 
 def precision_and_recall(
@@ -86,13 +91,36 @@ def precision_and_recall(
         if len(members) <= num_neighbors:
             raise ValueError(f"{num_neighbors} neighbours need more than {len(members)} items")
         # Each member is its own nearest item, at distance 0: skip it.
-        radii = torch.cdist(members, members).kthvalue(num_neighbors + 1, dim=1).values
-        return (torch.cdist(items, members) <= radii).any(dim=1).double().mean().item()
+        radii = torch.cat(
+            [torch.cdist(rows, members).kthvalue(num_neighbors + 1, dim=1).values for rows in members.split(_CHUNK)]
+        )
+        inside = [(torch.cdist(rows, members) <= radii).any(dim=1) for rows in items.split(_CHUNK)]
+        return torch.cat(inside).double().mean().item()
 
     _check("generated", generated)
     _check("real", real)
     generated, real = generated.double(), real.double()
     return share_among(generated, real), share_among(real, generated)
+
+
+def mean_distance_within_classes(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> float:
+    """Mean Euclidean distance between two items of one class, averaged over the classes: intra-class diversity.
+
+    Classes with a single item do not count.
+
+    Raises:
+        ValueError: If no class has two items, or a feature is not finite.
+    """
+    _check("generated", features)
+    means = []
+    for label in labels.unique():
+        members = features[labels == label].double()
+        if len(members) > 1:
+            total = torch.stack([torch.cdist(rows, members).sum() for rows in members.split(_CHUNK)]).sum()
+            means.append(total / (len(members) * (len(members) - 1)))
+    if not means:
+        raise ValueError("diversity within classes needs a class with at least two items")
+    return torch.stack(means).mean().item()
 
 
 def _check(name: str, features: Tensor) -> None:

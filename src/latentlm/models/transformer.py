@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from latentlm.models.kv_cache import CacheView, KVCache
+from latentlm.nn.attention import attend
 from latentlm.nn.feedforward import SwiGLU
 from latentlm.nn.norm import RMSNorm
 from latentlm.nn.rope import apply_rotary, rotary_frequencies, rotary_tables
@@ -96,9 +96,7 @@ class Attention(nn.Module):
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attention_mask, is_causal=attention_mask is None, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        out = attend(q, k, v, mask=attention_mask, is_causal=attention_mask is None)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def modulate(
-    x: Float[Tensor, "*batch D"], shift: Float[Tensor, "*batch D"], scale: Float[Tensor, "*batch D"]
+    x: Float[Tensor, "*batch D"], shift: Float[Tensor, "*#batch D"], scale: Float[Tensor, "*#batch D"]
 ) -> Float[Tensor, "*batch D"]:
     """x * (1 + scale) + shift; the identity at initialisation."""
     return x * (1 + scale) + shift

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentlm.foreign_weights import read_foreign_weights
-from latentlm.tokenizers.image import ImageTokenizerConfig
+from latentlm.tokenizers.image_autoencoder import ImageAutoencoderConfig
 from latentlm.tokenizers.vit import ViT, resize_positions
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class LoadedEncoder:
 
 
 def load_encoder(
-    encoder: ViT, source: str | Path | Mapping[str, Tensor], config: ImageTokenizerConfig
+    encoder: ViT, source: str | Path | Mapping[str, Tensor], config: ImageAutoencoderConfig
 ) -> LoadedEncoder:
     """Fill an image encoder from a checkpoint, in place; what did not match is logged and returned.
 

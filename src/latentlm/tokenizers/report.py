@@ -8,7 +8,7 @@ Shapes: B batch, N latents per example, C latent_dim.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class TokenizerReport:
         return self.num_latents * sum(channel.bits for channel in self.channels)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; what is infinite is None."""
+        """Plain values; what is infinite is None. Numbers over all channels are root mean squares."""
         return {
             "bottleneck": self.bottleneck,
             "beta": self.beta,
@@ -86,6 +86,13 @@ class TokenizerReport:
             "floats_per_example": self.floats_per_example,
             "bits_per_example": _finite(self.bits_per_example),
             "dead_channels": self.dead_channels,
+            "num_dead_channels": len(self.dead_channels),
+            "mean_std": _root_mean_square([channel.mean_std for channel in self.channels]),
+            "sigma": _root_mean_square([channel.sigma for channel in self.channels]),
+            "smallest_sigma": min(channel.sigma for channel in self.channels),
+            "largest_sigma": max(channel.sigma for channel in self.channels),
+            "smallest_ratio": _finite(min(channel.ratio for channel in self.channels)),
+            "largest_ratio": _finite(max(channel.ratio for channel in self.channels)),
             "channels": [
                 {
                     "mean_std": channel.mean_std,
@@ -152,6 +159,10 @@ def report_tokenizer(posteriors: Iterable[Posterior], bottleneck: BottleneckConf
 def _set_sigmas(bottleneck: BottleneckConfig, num_channels: int) -> Float64[Tensor, "C"]:
     sigma = bottleneck.latent_sigma if bottleneck.kind == "sigma_vae" else 0.0
     return torch.full((num_channels,), sigma, dtype=torch.float64)
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
 
 
 def _finite(value: float) -> float | None:

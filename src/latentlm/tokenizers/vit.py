@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from latentlm.nn.attention import attend
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
@@ -56,7 +58,7 @@ class ViTAttention(nn.Module):
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
             for projection in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         return self.output(self.inner_norm(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -23,7 +23,7 @@ Counts = Mapping[str, Tensor | float | int]
 class Objective(nn.Module, ABC):
     """A trainable thing. Its parameters, buffers and children are what a checkpoint holds (`frozen_children` aside)."""
 
-    kind: ClassVar[str]
+    kind: str
     """The recipe kind it belongs to, such as "latentlm"."""
 
     frozen_children: ClassVar[tuple[str, ...]] = ()

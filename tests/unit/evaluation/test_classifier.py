@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentlm.evaluation.classifier import ClassifierConfig, train_classifier
+from latentlm.evaluation.classifier import ClassifierConfig, classifier_score, train_classifier
 from latentlm.evaluation.image_scores import LabelledImages, compare_with_real
 
 CONFIG = ClassifierConfig(num_steps=40, width=8, num_features=8)
@@ -67,3 +67,18 @@ def test_samples_and_test_images_must_match_in_number_and_shape():
     cropped = LabelledImages(images=test.images[..., :5], labels=test.labels)
     with pytest.raises(ValueError, match="shape"):
         compare_with_real(cropped, train, test, judge=CONFIG)
+
+
+def test_the_classifier_score_is_one_for_undecided_images_and_the_number_of_classes_for_sure_and_even_ones():
+    assert classifier_score(torch.full((6, 4), 0.25).double()) == pytest.approx(1)
+    assert classifier_score(torch.eye(4).double().repeat(3, 1)) == pytest.approx(4)
+    assert classifier_score(torch.eye(4).double()[:1].repeat(5, 1)) == pytest.approx(1), "one class alone is no variety"
+
+
+def test_a_judge_of_larger_pictures_pools_instead_of_striding():
+    train = LabelledImages(images=torch.rand(40, 1, 28, 28) * 2 - 1, labels=torch.arange(40) % 2)
+    config = ClassifierConfig(num_steps=2, width=8, num_features=4, max_pooling=True)
+    classifier = train_classifier(config, train.images, train.labels, num_classes=3)
+    assert classifier.features(train.images).shape == (40, 4)
+    assert classifier.probabilities(train.images).shape == (40, 3)
+    torch.testing.assert_close(classifier.probabilities(train.images).sum(dim=1), torch.ones(40).double())

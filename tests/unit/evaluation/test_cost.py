@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from latentlm.evaluation.cost import count_flops, image_tokenizer_flops, latentlm_flops, parameters_by_part
+from latentlm.evaluation.cost import image_tokenizer_flops, parameters_by_part
+from latentlm.models.cost import latentlm_flops
 from latentlm.models.diffusion_head import DiffusionHeadConfig
 from latentlm.models.latentlm import LatentLM, LatentLMConfig, ModalityConfig
 from latentlm.models.transformer import TransformerConfig
+from latentlm.nn.flops import count_flops
 from latentlm.sequence import VocabularyConfig
 from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from latentlm.tokenizers.vit import ViTConfig

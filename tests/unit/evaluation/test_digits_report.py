@@ -7,13 +7,18 @@ from latentlm.evaluation.digits_report import DigitsReport
 from latentlm.evaluation.image_scores import ImageComparison, ImageScores
 
 SAMPLES = ImageScores(
+    num_images=539,
     accuracy=0.97,
+    classifier_score=9.1,
     frechet=0.8,
-    frechet_pixels=1.2,
+    frechet_second_space=1.2,
     kernel=0.01,
     precision=0.9,
     recall=0.8,
     nearest_train_share=0.015,
+    nearest_train_distance=1.5,
+    diversity=0.95,
+    high_frequency=0.9,
 )
 COMPARISON = ImageComparison(
     samples=SAMPLES,

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from latentlm.evaluation import distances
 from latentlm.evaluation.distances import (
     frechet_distance,
     frechet_distance_of_gaussians,
     kernel_distance,
+    mean_distance_within_classes,
     precision_and_recall,
 )
 
@@ -99,3 +101,32 @@ def test_features_that_are_not_finite_or_too_few_are_refused(distance):
 def test_neighbourhoods_larger_than_the_set_are_refused():
     with pytest.raises(ValueError, match="3 neighbours need more than 3"):
         precision_and_recall(normal(10, 2), normal(3, 2))
+
+
+def test_kernel_distance_and_neighbourhoods_do_not_depend_on_the_blocks(monkeypatch):
+    generated, real = normal(50, 4), normal(40, 4, seed=1)
+    whole = kernel_distance(generated, real), precision_and_recall(generated, real)
+    monkeypatch.setattr(distances, "_CHUNK", 7)
+    assert kernel_distance(generated, real) == pytest.approx(whole[0], abs=1e-12)  # the order of float64 sums
+    assert precision_and_recall(generated, real) == whole[1]
+
+
+def test_kernel_distance_is_its_definition():
+    generated, real = normal(4, 3), normal(5, 3, seed=1)
+
+    def kernel(a, b) -> float:
+        return ((a @ b / 3 + 1) ** 3).item()
+
+    own = [kernel(x, y) for s in (generated, real) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]
+    cross = [kernel(x, y) for x in generated for y in real]
+    expected = sum(own[:12]) / 12 + sum(own[12:]) / 20 - 2 * sum(cross) / 20
+    assert kernel_distance(generated, real) == pytest.approx(expected, abs=1e-12)  # the order of float64 sums
+
+
+def test_distance_within_classes_is_the_mean_over_pairs_then_over_classes():
+    features = torch.tensor([0.0, 2.0, 4.0, 100.0, 101.0, 7.0]).double().view(6, 1)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])  # the single item of class 2 has no pair
+    # Class 0: pairs 2, 4, 2; class 1: 1. cdist takes roots of rounding errors: 1e-6.
+    assert mean_distance_within_classes(features, labels) == pytest.approx((8 / 3 + 1) / 2, abs=1e-6)
+    with pytest.raises(ValueError, match="at least two items"):
+        mean_distance_within_classes(features[:3], torch.tensor([0, 1, 2]))

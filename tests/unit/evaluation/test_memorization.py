@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from latentlm.evaluation import memorization
 from latentlm.evaluation.memorization import near_threshold, nearest_distances, nearest_train_share
 
 
@@ -39,3 +40,23 @@ def test_leaving_one_out_finds_the_second_nearest_training_image():
 def test_one_training_image_has_no_neighbour():
     with pytest.raises(ValueError, match="more than 1 training images"):
         near_threshold(images(1, seed=0))
+
+
+def test_preselection_by_blocks_finds_the_same_distances_as_all_pairs(monkeypatch):
+    monkeypatch.setattr(memorization, "_CHUNK", 7)
+    monkeypatch.setattr(memorization, "_TRAIN_CHUNK", 10)
+    train, fresh = images(64, seed=0), images(33, seed=1)
+    pairs = (fresh.flatten(1).double()[:, None] - train.flatten(1).double()).norm(dim=2)
+    # Both exact in float64.
+    torch.testing.assert_close(nearest_distances(fresh, train), pairs.amin(dim=1), atol=1e-12, rtol=0)
+    own = (train.flatten(1).double()[:, None] - train.flatten(1).double()).norm(dim=2).fill_diagonal_(torch.inf)
+    left_out = nearest_distances(train, train, leave_one_out=True)
+    torch.testing.assert_close(left_out, own.amin(dim=1), atol=1e-12, rtol=0)
+
+
+def test_training_images_at_a_byte_per_pixel_are_the_same_images():
+    pixels = torch.randint(256, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    as_floats = pixels.float().div(127.5).sub(1)
+    assert torch.equal(nearest_distances(as_floats, pixels), torch.zeros(50).double())
+    fresh = images(20, seed=1)
+    assert torch.equal(nearest_distances(fresh, pixels), nearest_distances(fresh, as_floats))

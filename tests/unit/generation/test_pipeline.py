@@ -13,7 +13,8 @@ from tiny_models import randomise, tiny_class_config, tiny_image_tokenizer, tiny
 from latentlm.catalog import load
 from latentlm.diffusion.solvers import SolverConfig
 from latentlm.generation.generator import Generator
-from latentlm.generation.pipeline import GENERATION_CONFIG, LatentLMPipeline
+from latentlm.generation.image_pipeline import GENERATION_CONFIG
+from latentlm.generation.pipeline import LatentLMPipeline
 from latentlm.generation.requests import GenerationRequest, LatentSamplingConfig
 from latentlm.models.latentlm import LatentLM
 from latentlm.sequence import Document, LabelPart

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentlm.tokenizers.bottleneck import BottleneckConfig
-from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, patchify, unpatchify
+from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from latentlm.tokenizers.image_autoencoder import patchify, unpatchify
 from latentlm.tokenizers.vit import ViTConfig
 
 TINY = ViTConfig(hidden_size=32, num_layers=2, num_heads=4)

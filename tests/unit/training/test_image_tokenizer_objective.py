@@ -17,9 +17,9 @@ from latentlm.training.losses.adversarial import AdversarialConfig
 from latentlm.training.objectives.image_tokenizer import (
     ImageTokenizerObjective,
     ImageTokenizerRecipe,
-    TokenizerLossConfig,
     build_image_tokenizer,
 )
+from latentlm.training.objectives.reconstruction import TokenizerLossConfig
 from latentlm.training.optim import OptimConfig
 from latentlm.training.trainer import Trainer, TrainerConfig
 
@@ -219,7 +219,7 @@ def test_the_sample_grid_shows_originals_over_two_kinds_of_reconstructions() -> 
     objective = make_objective()
     grid = objective.sample_grid(seed=0)
     assert grid.shape == picture_grid(torch.zeros(3 * 10, 1, 8, 8), columns=10).shape
-    originals = picture_grid(objective.preview, columns=10)
+    originals = picture_grid(objective.pictures.preview, columns=10)
     shared = originals.shape[1] - 4  # the lower margin of the one is the middle of the other
     assert torch.equal(grid[:, :shared], originals[:, :shared])
     assert torch.equal(grid, objective.sample_grid(seed=0))

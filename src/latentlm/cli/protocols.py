@@ -1,0 +1,21 @@
+"""The protocols by which experiments measure (`protocol:` in an experiment file), and what a recipe's run costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from latentlm.experiments.image_protocols import held_out_loss, image_generator, image_tokenizer
+from latentlm.experiments.long_generation import long_generation
+from latentlm.experiments.protocol import Protocol
+
+PROTOCOLS: dict[str, Protocol] = {
+    "image_generator": image_generator,
+    "image_tokenizer": image_tokenizer,
+    "held_out_loss": held_out_loss,
+    "long_generation": long_generation,
+}
+
+
+def cost_of_recipe(recipe: Any) -> Mapping[str, Any]:
+    """What one run of a recipe costs, for the record of an experiment: images (or other items) seen in training."""
+    trainer = recipe.trainer
+    return {"items_seen": trainer.num_steps * trainer.batch_size * trainer.num_accumulation_steps}

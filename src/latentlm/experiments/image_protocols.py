@@ -1,0 +1,237 @@
+"""How cells about pictures are measured: a generator, a tokenizer, a held-out loss.
+
+A generator's settings are chosen among its `trials` by the selector on validation pictures; then every row is drawn for
+the labels of real test pictures and judged once. All partial results are remembered, so that a cut costs minutes.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentlm.config import from_mapping, to_mapping
+from latentlm.evaluation.cost import parameters_by_part
+from latentlm.evaluation.image_protocol import (
+    EvaluatedPart,
+    ImageProtocol,
+    Weights,
+    draw_samples,
+    floor,
+    score_samples,
+    select_score,
+)
+from latentlm.evaluation.image_scores import LabelledImages
+from latentlm.evaluation.judges import Judges, load_judges
+from latentlm.evaluation.tokenizer_scores import score_tokenizer
+from latentlm.experiments.locks import waiting_lock
+from latentlm.experiments.protocol import MeasureContext, remembered
+from latentlm.generation.image_pipeline import ImagePipeline
+from latentlm.pictures import picture_grid, save_picture
+from latentlm.tokenizers.image import ImageTokenizer
+
+_PICTURES_PER_CLASS = 6
+
+MODEL_FOLDERS: Mapping[Weights, str] = {"ema": "model", "raw": "model_raw"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """One set of samples to draw and judge."""
+
+    weights: Weights = "ema"
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Sampling options by dotted name, written over the chosen ones: {cfg_scale: 1.0}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGeneratorOptions:
+    """What is drawn of a trained generator."""
+
+    num_samples: int = 5000
+    """Test samples of each row."""
+    num_validation_samples: int = 1000
+    """Of each trial."""
+    seed: int = 0
+    """Of all samples."""
+    batch_size: int = 250
+    trials: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    """Settings to choose from, each a mapping of sampling options; as many for every method that is compared."""
+    rows: dict[str, RowOptions] = field(default_factory=lambda: {"best": RowOptions()})
+    """What is judged, by name; "best" is the chosen setting."""
+
+    def __post_init__(self) -> None:
+        if not self.trials or not self.rows:
+            raise ValueError("a generator needs at least one trial and one row")
+
+
+def open_judges(context: MeasureContext) -> Judges:
+    """The judges of the data that a cell's run was trained on, trained by whichever cell needs them first."""
+    with waiting_lock(context.cache_dir / "judges.lock"):
+        return load_judges(context.recipe.data, cache_dir=context.cache_dir / "judges", progress=context.progress)
+
+
+def image_generator(context: MeasureContext) -> dict[str, Any]:
+    """Choose a generator's settings on validation pictures, then score it on test ones.
+
+    Returns:
+        `judges`, `floor` (scores of real test pictures), `trials`, `chosen`, `rows` (name to scores, sampling and
+        images per second) and `cost`.
+    """
+    options = from_mapping(ImageGeneratorOptions, context.options, where=f"options of {context.cell}")
+    assert context.run_dir is not None
+    judges = open_judges(context)
+    measured = _Measured(context, judges, options)
+    chosen = measured.choose()
+    rows = {name: measured.row(name, row, chosen) for name, row in options.rows.items()}
+    real = remembered(context.scratch_dir, "floor", lambda: floor(judges, options.num_samples).as_json())
+    return {
+        "judges": {
+            "fingerprint": judges.fingerprint,
+            "judge_accuracy": judges.judge_accuracy,
+            "selector_accuracy": judges.selector_accuracy,
+        },
+        "floor": real,
+        "trials": measured.trials,
+        "chosen": chosen,
+        "rows": rows,
+        "cost": measured.cost(chosen),
+    }
+
+
+class _Measured:
+    """A run's generators, loaded when they are needed."""
+
+    def __init__(self, context: MeasureContext, judges: Judges, options: ImageGeneratorOptions) -> None:
+        self.context = context
+        self.judges = judges
+        self.options = options
+        self.protocol = ImageProtocol(
+            num_samples=options.num_samples,
+            num_validation_samples=options.num_validation_samples,
+            seed=options.seed,
+            batch_size=options.batch_size,
+        )
+        self.trials: list[dict[str, Any]] = []
+        self._pipelines: dict[Weights, ImagePipeline] = {}
+
+    def pipeline(self, weights: Weights) -> ImagePipeline:
+        if weights not in self._pipelines:
+            assert self.context.run_dir is not None
+            self._pipelines[weights] = self.context.load(self.context.run_dir / MODEL_FOLDERS[weights])
+        return self._pipelines[weights]
+
+    def choose(self) -> dict[str, Any]:
+        """The trial whose validation samples are nearest to real ones in the selector's eyes."""
+        trials = self.options.trials
+        if len(trials) == 1:
+            return dict(trials[0])
+        for number, changes in enumerate(trials):
+            distance = remembered(self.context.scratch_dir, f"trial{number}", lambda: self._trial(changes))  # noqa: B023
+            self.trials.append({"changes": changes, "selector_frechet": distance})
+        return dict(min(self.trials, key=lambda trial: trial["selector_frechet"])["changes"])
+
+    def _trial(self, changes: Mapping[str, Any]) -> float:
+        samples, _ = self._draw("ema", changes, "validation")
+        return select_score(samples, self.judges)
+
+    def row(self, name: str, row: RowOptions, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        return remembered(self.context.scratch_dir, f"row_{name}", lambda: self._row(name, row, chosen))
+
+    def _row(self, name: str, row: RowOptions, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        changes = {**chosen, **row.changes}
+        samples, seconds = self._draw(row.weights, changes, "test")
+        save_picture(self.context.picture_path(name), class_grid(samples))
+        pipeline = self.pipeline(row.weights)
+        return {
+            "scores": score_samples(samples, self.judges).as_json(),
+            "weights": row.weights,
+            "sampling": to_mapping(pipeline.sampling_with(changes)),
+            "generation_flops": pipeline.flops(pipeline.sampling_with(changes)).generation,
+            "images_per_second": len(samples) / seconds,
+        }
+
+    def _draw(self, weights: Weights, changes: Mapping[str, Any], part: EvaluatedPart) -> tuple[LabelledImages, float]:
+        pipeline = self.pipeline(weights)
+        sampling, start = pipeline.sampling_with(changes), time.perf_counter()
+        samples = draw_samples(
+            pipeline, self.judges, self.protocol, part=part, sampling=sampling, progress=self.context.progress
+        )
+        return samples, time.perf_counter() - start
+
+    def cost(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        pipeline, trainer = self.pipeline("ema"), self.context.recipe.trainer
+        flops = pipeline.flops(pipeline.sampling_with(chosen))
+        images = trainer.num_steps * trainer.batch_size * trainer.num_accumulation_steps
+        return {
+            "parameters": sum(parameters_by_part(pipeline.model).values()),
+            "training_flops_per_image": flops.training,
+            "training_flops": flops.training * images,
+            "images_seen": images,
+            "generation_flops": flops.generation,
+        }
+
+
+def class_grid(samples: LabelledImages, *, per_class: int = _PICTURES_PER_CLASS) -> torch.Tensor:
+    """The first samples of each class, one class per column, as a picture."""
+    columns = [samples.images[samples.labels == label][:per_class] for label in samples.labels.unique()]
+    rows = min(len(column) for column in columns)
+    return picture_grid(torch.stack([c[:rows] for c in columns], dim=1).flatten(0, 1), columns=len(columns))
+
+
+def image_tokenizer(context: MeasureContext) -> dict[str, Any]:
+    """Score a tokenizer's reconstructions of test pictures and its tokens; the only option is `num_images`.
+
+    Returns:
+        `TokenizerScores`; beside it two of its reconstructions under names that every tokenizer has: `from_mean`, and
+        `as_models_see` (from a sample, which a model of codes is not given); and `parameters`.
+    """
+    assert context.run_dir is not None
+    if unknown := sorted(context.options.keys() - {"num_images"}):
+        raise ValueError(f"options of {context.cell}: {', '.join(unknown)} is unknown; there is num_images")
+    judges, tokenizer = open_judges(context), context.load(context.run_dir / "model")
+    scores = score_tokenizer(
+        tokenizer,
+        judges,
+        beta=context.recipe.losses.beta,
+        num_images=context.options.get("num_images"),
+        progress=context.progress,
+    )
+    images, keys = judges.test.images[:10], torch.arange(10)
+    with torch.no_grad():
+        if isinstance(tokenizer, ImageTokenizer):
+            tokens = tokenizer.sample_keyed(tokenizer.posterior(images), 0, keys)  # as models are trained
+        else:
+            tokens = tokenizer.encode(images)
+        decoded = tokenizer.decode(tokens, grid=tokenizer.grid(*images.shape[2:]))
+    save_picture(context.picture_path("reconstructions"), picture_grid(torch.cat([images, decoded]), columns=10))
+    names = ("mean", "sample") if isinstance(tokenizer, ImageTokenizer) else ("codes", "codes")
+    return {
+        **scores.as_json(),
+        "from_mean": scores.reconstructions[names[0]].as_json(),
+        "as_models_see": scores.reconstructions[names[1]].as_json(),
+        "parameters": sum(parameters_by_part(tokenizer).values()),
+    }
+
+
+def held_out_loss(context: MeasureContext) -> dict[str, Any]:
+    """What the trainer measured on held-out pictures after the last step: for choosing a learning rate."""
+    assert context.run_dir is not None
+    return {"held_out_loss": last_evaluation(context.run_dir / "metrics.jsonl", "held_out_loss")}
+
+
+def last_evaluation(path: Path, name: str) -> float:
+    """The last value of an evaluation in a run's log.
+
+    Raises:
+        ValueError: If the run never evaluated it.
+    """
+    found = None
+    for line in path.read_text().splitlines():
+        found = json.loads(line).get("evaluation", {}).get(name, found)
+    if found is None:
+        raise ValueError(f"{path} has no {name}: the run held nothing out")
+    return float(found)

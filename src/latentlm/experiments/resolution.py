@@ -1,0 +1,108 @@
+"""A run's recipe, what decides the run, and where it lives.
+
+    OUT/runs/<run>-<hash>/               the trainer's run folder
+    OUT/runs/<run>-<hash>.json           once it is trained: definition, seconds, machine
+    OUT/runs/<run>-<hash>.seconds.json   time so far
+    OUT/runs/<run>-<hash>.lock           held by the process that trains it
+
+The hash is of what the resolved recipe changes from its defaults, and of the same of all used runs, so that
+experiments share equal runs, and a run whose recipe changed is another run.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentlm.config import changes_from_defaults, to_mapping
+from latentlm.experiments.expansion import Run
+from latentlm.experiments.locks import read_seconds
+from latentlm.experiments.results import definition_hash
+from latentlm.training.trainer import MAY_CHANGE_ON_RESUME
+
+NUM_HASH_LETTERS = 8
+"""Of a hash that stands in a folder's name."""
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run with its recipe read.
+
+    Attributes:
+        recipe: The recipe, fields of used models filled with folders.
+        content: All of the recipe that decides what the run computes, defaults included, as plain values.
+        definition: The same without what is at its default; used runs stand in it whole.
+        folder: Its run folder.
+    """
+
+    recipe: Any
+    content: Mapping[str, Any]
+    definition: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.beside(".json").exists() and (self.folder / "model").exists()
+
+    def beside(self, suffix: str) -> Path:
+        """A file of the runner's own, beside the trainer's folder."""
+        return self.folder.with_name(self.folder.name + suffix)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training so far."""
+        return read_seconds(self.beside(".seconds.json"))
+
+
+class Resolver:
+    """Reads the recipes of runs, each once.
+
+    Args:
+        runs: By key.
+        read_recipe: Name of a recipe file and flags to a recipe, a dataclass with a `kind`.
+        parent: Holds the run folders.
+    """
+
+    def __init__(self, runs: Mapping[str, Run], read_recipe: Callable[[str, list[str]], Any], parent: Path) -> None:
+        self._runs = runs
+        self._read_recipe = read_recipe
+        self._parent = parent
+        self._resolved: dict[str, ResolvedRun] = {}
+
+    def resolve(self, run: Run) -> ResolvedRun:
+        """Read a run's recipe and find its folder.
+
+        Raises:
+            ConfigError: If the recipe refuses a field of `set` or `uses`.
+        """
+        if run.key not in self._resolved:
+            used = {target: self.resolve(self._runs[key]) for target, key in run.uses.items()}
+            models = {target: str(model.folder / "model") for target, model in used.items()}
+            flags = [f"--{name}={_flag_text(value)}" for name, value in {**run.overrides, **models}.items()]
+            recipe = self._read_recipe(run.recipe, flags)
+            changes = {"kind": recipe.kind, **changes_from_defaults(recipe)}
+            content = {"kind": recipe.kind, **to_mapping(recipe)}
+            for name in (*models, *MAY_CHANGE_ON_RESUME):
+                _remove(changes, name)  # folders and habits of logging decide nothing
+                _remove(content, name)
+            definition = {"recipe": changes, "uses": {target: dict(model.definition) for target, model in used.items()}}
+            folder = self._parent / f"{run.key}-{definition_hash(definition)[:NUM_HASH_LETTERS]}"
+            self._resolved[run.key] = ResolvedRun(recipe, content, definition, folder)
+        return self._resolved[run.key]
+
+
+def _flag_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _remove(content: dict[str, Any], name: str) -> None:
+    """Remove the field of this full name if it is there, and a nested mapping that holds nothing then."""
+    first, _, rest = name.partition(".")
+    if not rest:
+        content.pop(first, None)
+    elif isinstance(nested := content.get(first), dict):
+        _remove(nested, rest)
+        if not nested:
+            del content[first]

@@ -1,0 +1,334 @@
+"""Labels in, pictures out: what every trained image generator is to its users, to the metrics and to the command line.
+
+A pipeline folder is a model folder (config.json, model.safetensors) that also holds `generation_config.json`, a folder
+`tokenizers/<modality>/` per tokenizer and, where classes have names, `label_names.json`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentlm.config import from_mapping, to_mapping
+from latentlm.models.image_model import ImageModel
+from latentlm.nn.flops import ImageFlops
+from latentlm.nn.keyed_noise import signed_int64
+from latentlm.pretrained import HubUpload, link_root, publish_model, read_model_config, resolve_folder
+from latentlm.storage import read_json, refuse_escape, write_json
+from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.vq_image import VQImageTokenizer
+
+GENERATION_CONFIG = "generation_config.json"
+LABEL_NAMES = "label_names.json"
+
+AnyImageTokenizer = ImageTokenizer | VQImageTokenizer
+
+TOKENIZER_CLASSES: dict[str, type[ImageTokenizer] | type[VQImageTokenizer]] = {
+    ImageTokenizer.kind: ImageTokenizer,
+    VQImageTokenizer.kind: VQImageTokenizer,
+}
+"""What a folder of a tokenizer may hold, by the `kind` of its config.json."""
+
+
+class ImagePipeline(HubUpload):
+    """A trained generator together with the tokenizers it was trained with.
+
+    Args:
+        model: The model; it is switched to evaluation mode.
+        tokenizers: By modality, "image" among them.
+        sampling: Defaults of how each modality is sampled; dataclasses with a field `cfg_scale`.
+        label_names: Name of every class, for people; may be empty.
+
+    Raises:
+        ValueError: If there are label names, but not one per class.
+    """
+
+    steps_field: str | None = None
+    """Dotted name of the sampling option that says how many steps a picture takes, if there is one."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizers: Mapping[str, Any],
+        sampling: Mapping[str, Any],
+        *,
+        label_names: SequenceOf[str] = (),
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizers = dict(tokenizers)
+        self.sampling = dict(sampling)
+        self.label_names = tuple(label_names)
+        if self.label_names and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{len(label_names)} label names were given for a model of {self.num_classes} classes")
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Classes that can be asked for."""
+
+    @property
+    def image_tokenizer(self) -> AnyImageTokenizer:
+        """The tokenizer of pictures."""
+        return self.tokenizers["image"]
+
+    @abstractmethod
+    def draw_tokens(
+        self, labels: SequenceOf[int | None], seeds: SequenceOf[int], sampling: Any, grid: tuple[int, int]
+    ) -> Tensor:
+        """Tokens of one picture per label: latents [B, N, C] or codes [B, N]. Arguments as in `generate_images`."""
+
+    @abstractmethod
+    def flops(self, sampling: Any = None) -> ImageFlops:
+        """What one picture of the training size costs; None as sampling takes the defaults."""
+
+    def sampling_with(self, changes: Mapping[str, Any]) -> Any:
+        """The default sampling of pictures with some options changed.
+
+        Args:
+            changes: Options by dotted name, such as {"cfg_scale": 2.0, "solver.num_inference_steps": 10}.
+
+        Raises:
+            ValueError: If there is no such option, or its value is refused.
+        """
+        default = self.sampling["image"]
+        mapping = to_mapping(default)
+        for name, value in changes.items():
+            *parents, last = name.split(".")
+            place = mapping
+            for parent in parents:
+                place = place.get(parent)
+                if not isinstance(place, dict):
+                    raise ValueError(f"a '{self.kind}' has no sampling option {name}")
+            place[last] = value
+        # By way of the mapping, so that a misspelt option is refused like one in a recipe.
+        return from_mapping(type(default), mapping, where="sampling")
+
+    def generate_images(
+        self,
+        labels: SequenceOf[int | None],
+        *,
+        seeds: SequenceOf[int] | None = None,
+        seed: int = 0,
+        sampling: Any = None,
+        batch_size: int = 256,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """One picture per label, in [-1, 1].
+
+        A picture depends on its own label and seed, not on the batch around it (up to rounding: the order of float
+        sums differs between batch sizes).
+
+        Args:
+            labels: Classes; None draws without a condition.
+            seeds: One per picture; None takes seed, seed + 1, …
+            seed: First of the default seeds.
+            sampling: Steps, guidance and the like; None takes the model's defaults.
+            batch_size: Pictures drawn at a time.
+            height: Of the picture in pixels; None is the tokenizer's training size.
+            width: Likewise.
+
+        Raises:
+            ValueError: If a label does not exist, the seeds are not one per label, or the patch does not divide the
+                size.
+        """
+        tokenizer = self.image_tokenizer
+        size: int = tokenizer.config.image_size
+        height = size if height is None else height
+        width = size if width is None else width
+        grid = tokenizer.grid(height, width)
+        seeds = list(range(seed, seed + len(labels))) if seeds is None else seeds
+        if len(seeds) != len(labels):
+            raise ValueError(f"{len(seeds)} seeds were given for {len(labels)} labels; give one per picture")
+        sampling = self.sampling["image"] if sampling is None else sampling
+        pictures = [torch.empty(0, tokenizer.config.num_channels, height, width, device=self.model.device)]
+        for start in range(0, len(labels), batch_size):
+            chosen = slice(start, start + batch_size)
+            tokens = self.draw_tokens(labels[chosen], seeds[chosen], sampling, grid)
+            with torch.no_grad():
+                pictures.append(tokenizer.decode(tokens, grid=grid))
+        return torch.cat(pictures)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write everything that `from_pretrained` needs; the folder appears whole or not at all.
+
+        Raises:
+            StorageError: If the folder exists and is not a model folder, or the disk refuses.
+        """
+
+        def write(staging: Path) -> None:
+            self.model.write_files(staging)
+            for name, tokenizer in self.tokenizers.items():
+                (staging / "tokenizers" / name).mkdir(parents=True)
+                tokenizer.write_files(staging / "tokenizers" / name)
+            write_json(
+                staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in self.sampling.items()}
+            )
+            if self.label_names:
+                write_json(staging / LABEL_NAMES, list(self.label_names))
+
+        publish_model(Path(folder), write)
+
+
+class ImageModelPipeline(ImagePipeline):
+    """A trained `ImageModel` that takes labels and gives pictures.
+
+    Args:
+        model: The model.
+        tokenizer: The one it was trained with.
+        sampling: Its default options, of the model's `sampling_class`; None takes those of the class.
+        label_names: Name of every class; may be empty.
+
+    Raises:
+        ValueError: If model and tokenizer do not belong together.
+    """
+
+    model: ImageModel
+
+    def __init__(
+        self,
+        model: ImageModel,
+        tokenizer: AnyImageTokenizer,
+        sampling: Any = None,
+        *,
+        label_names: SequenceOf[str] = (),
+    ) -> None:
+        expected = model.space.tokenizer_fingerprint
+        if expected is not None and tokenizer.fingerprint() != expected:
+            raise ValueError(
+                f"this model was trained with another image tokenizer (fingerprint {expected[:12]}…, got "
+                f"{tokenizer.fingerprint()[:12]}…); use the one in the model's own tokenizers/image folder"
+            )
+        sampling = type(model).sampling_class() if sampling is None else sampling
+        super().__init__(model, {"image": tokenizer}, {"image": sampling}, label_names=label_names)
+        self.kind = model.kind
+        self.steps_field = type(model).steps_field
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        model_class: type[ImageModel],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> "ImageModelPipeline":
+        """Load a folder, or a repository of the hub.
+
+        Args:
+            source: Local folder or hub id.
+            model_class: What the folder holds; `latentlm.load` looks it up.
+            revision: Commit, branch or tag of a hub repository.
+            local_files_only: Never touch the network.
+            device: Where to put the weights.
+
+        Raises:
+            ValueError: If the folder is damaged, holds something else, or its parts do not belong together.
+        """
+        folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
+        sampling = read_sampling(folder, {"image": model_class.sampling_class})
+        return cls(
+            model_class.from_folder(folder, device=device),
+            read_tokenizer(folder, "image", device=device),
+            sampling.get("image"),
+            label_names=read_label_names(folder),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that can be asked for."""
+        return self.model.space.num_classes
+
+    def draw_tokens(
+        self, labels: SequenceOf[int | None], seeds: SequenceOf[int], sampling: Any, grid: tuple[int, int]
+    ) -> Tensor:
+        """Tokens of one picture per label; see `generate_images`."""
+        wrong = [label for label in labels if label is not None and not 0 <= label < self.num_classes]
+        if wrong:
+            raise ValueError(f"label {wrong[0]} does not exist; the model knows classes 0 to {self.num_classes - 1}")
+        null, device = self.model.space.null_class, self.model.device
+        with torch.no_grad():
+            return self.model.sample(
+                torch.tensor([null if label is None else label for label in labels], device=device),
+                seeds=torch.tensor([signed_int64(seed) for seed in seeds], device=device),
+                sampling=sampling,
+                grid=grid,
+            )
+
+    def flops(self, sampling: Any = None) -> ImageFlops:
+        """What one picture of the training size costs; None as sampling takes the defaults."""
+        return self.model.flops(self.sampling["image"] if sampling is None else sampling)
+
+
+def load_image_tokenizer(source: str | Path, *, device: str | torch.device = "cpu") -> AnyImageTokenizer:
+    """An image tokenizer from its folder, whichever kind it is.
+
+    Raises:
+        ValueError: If the folder is damaged or holds something else.
+    """
+    return _tokenizer_of_folder(resolve_folder(source), device)
+
+
+def read_tokenizer(root: Path, name: str, *, device: str | torch.device) -> AnyImageTokenizer:
+    """The tokenizer `name` of a pipeline folder `root` that `resolve_folder` has looked at.
+
+    Raises:
+        ValueError: If it is missing, damaged, or no tokenizer.
+    """
+    folder = root / "tokenizers" / name
+    if not folder.is_dir():
+        raise ValueError(f"{root} holds a model without its tokenizer: there is no {folder.relative_to(root)}")
+    refuse_escape(folder, root)
+    # Absolute, lest a relative name be taken for a hub id.
+    return _tokenizer_of_folder(resolve_folder(folder.absolute()), device)
+
+
+def _tokenizer_of_folder(folder: Path, device: str | torch.device) -> AnyImageTokenizer:
+    kind = read_model_config(folder)["kind"]
+    if kind not in TOKENIZER_CLASSES:
+        raise ValueError(f"{folder} holds a '{kind}', which is none of the tokenizers: {', '.join(TOKENIZER_CLASSES)}")
+    return TOKENIZER_CLASSES[kind].from_folder(folder, device=device)
+
+
+def read_sampling(folder: Path, classes: Mapping[str, type]) -> dict[str, Any]:
+    """Sampling defaults of a pipeline folder, by modality.
+
+    Args:
+        folder: The folder.
+        classes: The dataclass of each modality's options.
+
+    Raises:
+        ValueError: If they are not such options.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return {}
+    refuse_escape(path, link_root(folder))
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
+        raise ValueError(f"{path} must map modalities to their sampling defaults")
+    if unknown := sorted(content.keys() - classes.keys()):
+        raise ValueError(f"{path}: sampling names {', '.join(unknown)} but the model knows {', '.join(classes)}")
+    return {name: from_mapping(classes[name], values, where=f"{path}: {name}") for name, values in content.items()}
+
+
+def read_label_names(folder: Path) -> list[str]:
+    """Class names of a pipeline folder; empty if it has none.
+
+    Raises:
+        ValueError: If the file is no list of names.
+    """
+    path = folder / LABEL_NAMES
+    if not path.exists():
+        return []
+    refuse_escape(path, link_root(folder))
+    content = read_json(path)
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{path} must be a list of class names")
+    return content

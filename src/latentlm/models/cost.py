@@ -1,0 +1,58 @@
+"""FLOPs of a LatentLM, counted on its parts without computing anything."""
+
+from dataclasses import dataclass
+
+import torch
+
+from latentlm.models.latentlm import LatentLM
+from latentlm.nn.flops import ImageFlops, count_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentLMFlops:
+    """FLOPs of a LatentLM for one image."""
+
+    backbone: int
+    """One pass of the Transformer over the condition and all latents."""
+    head_evaluation: int
+    """One evaluation of the diffusion head on every latent of the image."""
+    training: int
+    """Forward and backward, with the several noises per latent of the recipe."""
+    generation: int
+    """All latents, every solver step, both streams where guidance is on; the decoder of the tokenizer not included."""
+
+    @property
+    def per_image(self) -> ImageFlops:
+        """The two numbers by which models of pictures are compared."""
+        return ImageFlops(training=self.training, generation=self.generation)
+
+
+def latentlm_flops(
+    model: LatentLM, *, num_latents: int, num_evaluations: int, guided: bool, modality: str = "image"
+) -> LatentLMFlops:
+    """FLOPs for one example of a condition token and a span of latents.
+
+    Args:
+        model: On the meta device, or any other.
+        num_latents: Latents per image.
+        num_evaluations: Head evaluations per latent in generation (the solver's steps; twice that for Heun).
+        guided: Whether classifier-free guidance doubles the work of generation.
+        modality: Which of the model's modalities the latents are.
+    """
+    config, device = model.config, model.device
+    hidden_size, latent_dim = config.transformer.hidden_size, config.modalities[modality].latent_dim
+    sequence = torch.zeros(1, 1 + num_latents, hidden_size, device=device)
+    positions = torch.arange(1 + num_latents, device=device)[None]
+    latents = torch.zeros(num_latents, latent_dim, device=device)
+    backbone = count_flops(model.transformer, sequence, positions)
+    backbone += count_flops(model.input_projs[modality], latents)
+    timesteps, hidden_states = torch.zeros(num_latents, device=device), sequence[0, 1:]
+    head = count_flops(model.diffusion_heads[modality], latents, timesteps, hidden_states)
+    num_noises = config.modalities[modality].num_noises_per_latent
+    num_streams = 2 if guided else 1
+    return LatentLMFlops(
+        backbone=backbone,
+        head_evaluation=head,
+        training=3 * (backbone + num_noises * head),
+        generation=num_streams * (backbone + num_evaluations * head),
+    )
