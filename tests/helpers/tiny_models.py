@@ -11,7 +11,9 @@ from latentlm.models.latentlm import LatentLMConfig, ModalityConfig
 from latentlm.models.transformer import TransformerConfig
 from latentlm.sequence import VocabularyConfig
 from latentlm.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from latentlm.tokenizers.quantizer import QuantizerConfig
 from latentlm.tokenizers.vit import ViTConfig
+from latentlm.tokenizers.vq_image import VQImageTokenizer, VQImageTokenizerConfig
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -62,6 +64,25 @@ def tiny_image_tokenizer(*, seed: int = 0) -> ImageTokenizer:
             ImageTokenizerConfig(image_size=8, num_channels=1, patch_size=4, latent_dim=6, encoder=vit, decoder=vit)
         )
     tokenizer.measure_statistics([(tiny_pictures(12), torch.arange(12))])
+    return tokenizer.eval()
+
+
+def tiny_vq_image_tokenizer(*, seed: int = 0) -> VQImageTokenizer:
+    """Pictures of 8 x 8 grey pixels to four codes out of 16; random weights, codes placed among what they encode."""
+    vit = ViTConfig(hidden_size=32, num_layers=1, num_heads=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = VQImageTokenizer(
+            VQImageTokenizerConfig(
+                image_size=8,
+                num_channels=1,
+                patch_size=4,
+                encoder=vit,
+                decoder=vit,
+                quantizer=QuantizerConfig(num_codes=16, code_dim=4),
+            )
+        )
+    tokenizer.quantize(tiny_pictures(12), seed=0)
     return tokenizer.eval()
 
 

@@ -182,5 +182,8 @@ def sampling_changes(
         name, sign, value = assignment.partition("=")
         if not sign:
             raise ValueError(f"--set {assignment}: write NAME=VALUE, such as temperature=0.9")
-        changes[name.strip()] = yaml.safe_load(value)
+        try:
+            changes[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {assignment}: {value!r} is not a value as YAML writes it") from error
     return changes

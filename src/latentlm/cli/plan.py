@@ -3,7 +3,7 @@
     latentlm plan recipes/paper/image_scaling_3b.yaml --num-latents 256
 
 How many latents an image has is its tokenizer's business: FLOPs of a LatentLM need --num-latents or --tokenizer FOLDER;
-other generators read it from the recipe's model.space, or from --tokenizer FOLDER.
+other generators read it from the recipe's model.space, or from --tokenizer FOLDER beside --model.space.num_classes.
 """
 
 import argparse
@@ -61,6 +61,12 @@ def _plan_image_model(recipe: Any, model_class: "type[ImageModel]") -> None:
         tokenizer = load_image_tokenizer(recipe.tokenizer)
         space = token_space(tokenizer, num_classes=config.space.num_classes)
         config = replace(config, space=config.space.filled_from(space))
+    needed = ("num_classes", "rows", "columns", "latent_dim" if model_class.token_kind == "latents" else "num_codes")
+    if missing := [f"--model.space.{name} N" for name in needed if getattr(config.space, name) == 0]:
+        raise ValueError(
+            f"the recipe does not say what tokens a '{recipe.kind}' models: pass {', '.join(missing)}; --tokenizer "
+            f"FOLDER, a tokenizer of {model_class.token_kind}, gives all but the classes"
+        )
     with torch.device("meta"):
         model = model_class(config)
     _print_parameters(model)

@@ -7,11 +7,12 @@ the labels of real test pictures and judged once. All partial results are rememb
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from latentlm.config import from_mapping, to_mapping
 from latentlm.evaluation.cost import parameters_by_part
@@ -20,7 +21,7 @@ from latentlm.evaluation.image_protocol import (
     ImageProtocol,
     Weights,
     draw_samples,
-    floor,
+    real_images,
     score_samples,
     select_score,
 )
@@ -58,6 +59,8 @@ class ImageGeneratorOptions:
     seed: int = 0
     """Of all samples."""
     batch_size: int = 250
+    judge_image_size: int | None = None
+    """Side at which pictures are judged, pixels; those of another size are resized bicubically. None: the model's."""
     trials: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     """Settings to choose from, each a mapping of sampling options; as many for every method that is compared."""
     rows: dict[str, RowOptions] = field(default_factory=lambda: {"best": RowOptions()})
@@ -68,29 +71,46 @@ class ImageGeneratorOptions:
             raise ValueError("a generator needs at least one trial and one row")
 
 
-def open_judges(context: MeasureContext) -> Judges:
-    """The judges of the data that a cell's run was trained on, trained by whichever cell needs them first."""
+def open_judges(context: MeasureContext, *, image_size: int | None = None) -> Judges:
+    """The judges of the data that a cell's run was trained on, trained by whichever cell needs them first.
+
+    Args:
+        context: The cell's.
+        image_size: Side of the pictures they judge; None is that of the run.
+    """
+    data = context.recipe.data
+    if image_size is not None:
+        data = replace(data, image_size=image_size)
     with waiting_lock(context.cache_dir / "judges.lock"):
-        return load_judges(context.recipe.data, cache_dir=context.cache_dir / "judges", progress=context.progress)
+        return load_judges(data, cache_dir=context.cache_dir / "judges", progress=context.progress)
+
+
+def resized(pictures: LabelledImages, side: int) -> LabelledImages:
+    """Pictures of another size, bicubically; the same ones if they have it already."""
+    if pictures.images.shape[-1] == side:
+        return pictures
+    images = F.interpolate(pictures.images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+    return LabelledImages(images=images, labels=pictures.labels)
 
 
 def image_generator(context: MeasureContext) -> dict[str, Any]:
     """Choose a generator's settings on validation pictures, then score it on test ones.
 
     Returns:
-        `judges`, `floor` (scores of real test pictures), `trials`, `chosen`, `rows` (name to scores, sampling and
-        images per second) and `cost`.
+        `judges`, `floor` (scores of real test pictures by way of the model's size), `trials`, `chosen`, `rows` (name to
+        scores, sampling and images per second) and `cost`.
     """
     options = from_mapping(ImageGeneratorOptions, context.options, where=f"options of {context.cell}")
     assert context.run_dir is not None
-    judges = open_judges(context)
+    judges = open_judges(context, image_size=options.judge_image_size)
     measured = _Measured(context, judges, options)
     chosen = measured.choose()
     rows = {name: measured.row(name, row, chosen) for name, row in options.rows.items()}
-    real = remembered(context.scratch_dir, "floor", lambda: floor(judges, options.num_samples).as_json())
+    real = remembered(context.scratch_dir, "floor", measured.floor)
     return {
         "judges": {
             "fingerprint": judges.fingerprint,
+            "image_size": judges.test.images.shape[-1],
             "judge_accuracy": judges.judge_accuracy,
             "selector_accuracy": judges.selector_accuracy,
         },
@@ -154,13 +174,21 @@ class _Measured:
             "images_per_second": len(samples) / seconds,
         }
 
+    def floor(self) -> dict[str, Any]:
+        """Scores of real test pictures, reduced to the model's size and enlarged again where it is smaller."""
+        real = real_images(self.judges, "test", self.options.num_samples, seed=self.options.seed)
+        side = real.images.shape[-1]
+        through = resized(resized(real, self.pipeline("ema").image_tokenizer.config.image_size), side)
+        return score_samples(through, self.judges).as_json()
+
     def _draw(self, weights: Weights, changes: Mapping[str, Any], part: EvaluatedPart) -> tuple[LabelledImages, float]:
         pipeline = self.pipeline(weights)
         sampling, start = pipeline.sampling_with(changes), time.perf_counter()
         samples = draw_samples(
             pipeline, self.judges, self.protocol, part=part, sampling=sampling, progress=self.context.progress
         )
-        return samples, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        return resized(samples, self.judges.test.images.shape[-1]), seconds
 
     def cost(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         pipeline, trainer = self.pipeline("ema"), self.context.recipe.trainer

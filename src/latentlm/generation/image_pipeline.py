@@ -198,6 +198,8 @@ class ImageModelPipeline(ImagePipeline):
         *,
         label_names: SequenceOf[str] = (),
     ) -> None:
+        if isinstance(tokenizer, VQImageTokenizer) != (model.token_kind == "codes"):
+            raise ValueError(f"a '{model.kind}' models {model.token_kind}, but the tokenizer is a '{tokenizer.kind}'")
         expected = model.space.tokenizer_fingerprint
         if expected is not None and tokenizer.fingerprint() != expected:
             raise ValueError(
@@ -232,11 +234,12 @@ class ImageModelPipeline(ImagePipeline):
             ValueError: If the folder is damaged, holds something else, or its parts do not belong together.
         """
         folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
-        sampling = read_sampling(folder, {"image": model_class.sampling_class})
+        # The model first: a folder of another one is refused by its name and not by its sampling options.
+        model = model_class.from_folder(folder, device=device)
         return cls(
-            model_class.from_folder(folder, device=device),
+            model,
             read_tokenizer(folder, "image", device=device),
-            sampling.get("image"),
+            read_sampling(folder, {"image": model_class.sampling_class}).get("image"),
             label_names=read_label_names(folder),
         )
 

@@ -102,7 +102,7 @@ class LatentLMPipeline(ImagePipeline):
         modalities = model.config.modalities
         return cls(
             model,
-            {name: read_tokenizer(folder, name, device=device) for name in modalities},  # pyright: ignore[reportArgumentType]
+            {name: _read_latent_tokenizer(folder, name, device) for name in modalities},
             read_sampling(folder, dict.fromkeys(modalities, LatentSamplingConfig)),
             label_names=read_label_names(folder),
         )
@@ -146,3 +146,10 @@ class LatentLMPipeline(ImagePipeline):
             num_evaluations=solver.num_evaluations,
             guided=sampling.cfg_scale != 1,
         ).per_image
+
+
+def _read_latent_tokenizer(root: Path, name: str, device: str | torch.device) -> LatentTokenizer:
+    tokenizer = read_tokenizer(root, name, device=device)
+    if not isinstance(tokenizer, LatentTokenizer):
+        raise ValueError(f"{root} holds a model of latents, but its {name} tokenizer is a '{tokenizer.kind}'")
+    return tokenizer
