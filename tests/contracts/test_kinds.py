@@ -91,6 +91,17 @@ def test_the_loss_reaches_every_weight_of_the_model_and_none_of_the_tokenizer(ru
     assert all(weight.grad is None for weight in objective.tokenizer.parameters())
 
 
+def test_the_loss_of_a_batch_does_not_hang_on_global_random_numbers(run: Run) -> None:
+    objective, make_loader, _ = build(tiny_recipe(run.kind, run.tokenizer))
+    randomise(objective.model)
+    raw, losses = next(make_loader(0)), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        batch = objective.prepare(raw, step=3, seed=0)
+        losses.append(objective.losses(batch, step=3, totals=objective.counts(batch))["model"]["total"])
+    assert torch.equal(*losses)
+
+
 def test_the_held_out_loss_is_logged_after_the_last_step(run: Run) -> None:
     (evaluation,) = [row for row in final_state(run.run_dir)["metrics"] if "evaluation" in row]
     assert evaluation["step"] == 2

@@ -1,14 +1,19 @@
 """The command line: what it costs, what it says, and how it refuses."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_kinds import GENERATORS, save_tiny_tokenizers, tiny_pipeline, token_kind
 
+from latentlm.catalog import build
 from latentlm.cli.generate import choose_labels
 from latentlm.cli.main import VERBS, main
+from latentlm.cli.recipes import read_recipe
 from latentlm.data import LatentWriter
 from latentlm.storage import publish_folder, write_tensors
 
@@ -169,3 +174,162 @@ def test_labels_may_be_named_and_a_misspelt_name_is_answered_with_the_nearest() 
 def test_a_label_that_the_model_does_not_know_is_refused(word):
     with pytest.raises(ValueError, match="none of the model's classes, 0 to 9"):
         choose_labels(word, None, 10)
+
+
+# -- generate and plan, on models of every kind -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_tiny_tokenizers(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.fixture(scope="module")
+def models(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder for every kind of generator, with random weights."""
+    root = tmp_path_factory.mktemp("models")
+    for kind in GENERATORS:
+        tiny_pipeline(kind, tokenizers[token_kind(kind)]).save_pretrained(root / kind)
+    return {kind: str(root / kind) for kind in GENERATORS}
+
+
+def sampling_written(out: Path) -> dict:
+    return json.loads((out / "generation.json").read_text())["sampling"]
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_generate_draws_with_a_model_of_any_kind(kind: str, models: dict[str, str], tmp_path: Path) -> None:
+    flags = ["--labels", "3,null", "--seed", "7", "--cfg-scale", "2.5"]
+    assert main(["generate", models[kind], *flags, "--out", str(tmp_path / "new")]) == 0
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"000_class3.png", "001_classnull.png", "grid.png", "generation.json"}
+    assert sampling_written(tmp_path / "new")["cfg_scale"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "path", "value"),
+    [
+        ("latentlm", ["--steps", "4"], "solver.num_inference_steps", 4),
+        ("dit", ["--steps", "4"], "solver.num_inference_steps", 4),
+        ("mar", ["--steps", "4"], "num_iterations", 4),
+        ("maskgit", ["--steps", "4"], "num_iterations", 4),
+        ("latentlm", ["--solver", "ddim"], "solver.name", "ddim"),
+        ("dit", ["--solver", "heun", "--steps", "1"], "solver.name", "heun"),
+        ("mar", ["--solver", "euler"], "solver.name", "euler"),
+        ("mar", ["--set", "solver.num_inference_steps=5"], "solver.num_inference_steps", 5),
+        ("dit", ["--set", "guidance.step_schedule=linear_increasing"], "guidance.step_schedule", "linear_increasing"),
+        ("givt", ["--set", "temperature=0.9"], "temperature", 0.9),
+        ("givt", ["--set", "temperature=9e-1", "--set", "num_candidates = 7"], "num_candidates", 7),
+        ("vq_ar", ["--set", "top_k=3"], "top_k", 3),
+        ("vq_ar", ["--set", "top_k=null"], "top_k", None),
+        ("maskgit", ["--set", "choice_temperature=0"], "choice_temperature", 0.0),
+    ],
+)
+def test_generate_writes_the_option_that_a_flag_means_for_this_kind(
+    kind: str, flags: list[str], path: str, value: object, models: dict[str, str], tmp_path: Path
+) -> None:
+    assert main(["generate", models[kind], "--labels", "1", *flags, "--out", str(tmp_path / "new")]) == 0
+    found = sampling_written(tmp_path / "new")
+    for name in path.split("."):
+        found = found[name]
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "sentence"),
+    [
+        ("givt", ["--steps", "4"], "a 'givt' draws its tokens one by one: there are no steps to choose"),
+        ("vq_ar", ["--steps", "4"], "a 'vq_ar' draws its tokens one by one: there are no steps to choose"),
+        ("maskgit", ["--steps", "5"], "num_iterations is 5 but the picture has 4 codes"),
+        ("maskgit", ["--solver", "ddim"], "a 'maskgit' has no sampling option solver.name"),
+        ("vq_ar", ["--solver", "ddim"], "a 'vq_ar' has no sampling option solver.name"),
+        ("dit", ["--set", "temperature=0.9"], "sampling: temperature is not a field"),
+        ("givt", ["--set", "temprature=0.9"], "sampling: temprature is not a field; did you mean temperature?"),
+        ("givt", ["--set", "temperature=hot"], "sampling: temperature takes float, but got 'hot'"),
+        ("givt", ["--set", "temperature=0"], "sampling: temperature is 0.0; a standard deviation cannot"),
+        ("givt", ["--set", "temperature"], "--set temperature: write NAME=VALUE, such as temperature=0.9"),
+        ("givt", ["--set", "temperature=["], "--set temperature=[: '[' is not a value as YAML writes it"),
+        ("dit", ["--set", "solver=ddim"], "sampling: solver takes a mapping of SolverConfig's fields, but got 'ddim'"),
+        ("mar", ["--cfg-scale", "nan"], "sampling: cfg_scale is nan"),
+    ],
+)
+def test_generate_refuses_options_that_a_kind_does_not_have_and_writes_nothing(
+    kind: str,
+    flags: list[str],
+    sentence: str,
+    models: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["generate", models[kind], *flags, "--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"latentlm: {sentence}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_generate_says_that_a_tokenizer_draws_nothing(
+    tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in tokenizers.values():
+        assert main(["generate", str(folder), "--out", str(tmp_path / "new")]) == 2
+        assert re.search(r"holds a '(vq_)?image_tokenizer', which draws nothing", capsys.readouterr().err)
+
+
+SPACE_OF_LATENTS = ["--model.space.rows", "2", "--model.space.columns", "2", "--model.space.latent_dim", "6"]
+SPACE_OF_CODES = ["--model.space.rows", "2", "--model.space.columns", "2", "--model.space.num_codes", "16"]
+CLASSES = ["--model.space.num_classes", "10"]
+
+
+def numbers_of(plan: str) -> dict[str, float]:
+    """Line title to number of what `latentlm plan` printed."""
+    lines = (line.rsplit(maxsplit=1) for line in plan.splitlines() if line.startswith("  "))
+    return {title.strip(): float(number.replace(",", "")) for title, number in lines}
+
+
+@pytest.mark.parametrize("kind", ["dit", "mar", "givt", "vq_ar", "maskgit"])
+def test_plan_counts_an_image_model_by_its_tokenizer_or_its_space_alike(
+    kind: str, tokenizers: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, tokenizer = f"{kind}_fashion.yaml", str(tokenizers[token_kind(kind)])
+    # Four tokens a picture: no more iterations than that.
+    short = ["--generation.num_iterations", "2"] if kind in ("mar", "maskgit") else []
+    assert main(["plan", recipe, *short, "--tokenizer", tokenizer, *CLASSES]) == 0
+    by_tokenizer = capsys.readouterr().out
+    space = SPACE_OF_LATENTS if token_kind(kind) == "latents" else SPACE_OF_CODES
+    assert main(["plan", recipe, *short, *space, *CLASSES]) == 0
+    assert capsys.readouterr().out == by_tokenizer
+    assert "FLOPs per image of 4 tokens" in by_tokenizer
+
+    found = numbers_of(by_tokenizer)
+    digits = ["--data.source", "digits", "--data.path", "null", "--data.test_path", "null", "--data.split_file", "null"]
+    flags = [*short, "--tokenizer", tokenizer, *digits, "--data.image_size", "8"]
+    objective, _, built = build(read_recipe(recipe, flags))
+    assert found["total"] == sum(parameter.numel() for parameter in objective.model.parameters())
+    flops, trainer = objective.pipeline().flops(), built.trainer  # pyright: ignore[reportAttributeAccessIssue]
+    per_run = flops.training * trainer.batch_size * trainer.num_steps
+    # Printed with four digits.
+    assert found["training, forward and backward"] == pytest.approx(flops.training, rel=1e-3)
+    assert found["generation, with the recipe's guidance and steps"] == pytest.approx(flops.generation, rel=1e-3)
+    assert found["FLOPs of the run"] == pytest.approx(per_run, rel=1e-3)
+
+
+def test_plan_says_what_an_image_model_leaves_open(
+    tokenizers: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents, codes = (["--tokenizer", str(tokenizers[name])] for name in ("latents", "codes"))
+    for flags, sentence in (
+        (
+            [],
+            "pass --model.space.num_classes N, --model.space.rows N, --model.space.columns N, --model.space.latent_dim",
+        ),
+        (
+            latents,
+            "what tokens a 'dit' models: pass --model.space.num_classes N; --tokenizer FOLDER, a tokenizer of lat",
+        ),
+        ([*codes, *CLASSES], "pass --model.space.latent_dim N; --tokenizer FOLDER, a tokenizer of latents, gives all"),
+        (
+            [*latents, *CLASSES, "--model.space.rows", "3"],
+            "the recipe says model.space.rows: 3, but data and tokenizer",
+        ),
+    ):
+        assert main(["plan", "dit_fashion.yaml", *flags]) == 2
+        assert sentence in capsys.readouterr().err
