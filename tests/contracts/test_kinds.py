@@ -5,6 +5,7 @@ The kinds come from the table itself. One without tiny sizes in tests/helpers/ti
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +90,25 @@ def test_the_loss_reaches_every_weight_of_the_model_and_none_of_the_tokenizer(ru
     ]
     assert unreached == []
     assert all(weight.grad is None for weight in objective.tokenizer.parameters())
+
+
+def test_activation_checkpointing_runs_every_layer_again_and_changes_no_gradient(run: Run) -> None:
+    gradients, num_calls = [], {False: Counter(), True: Counter()}
+    for recompute in (False, True):
+        objective, make_loader, _ = build(tiny_recipe(run.kind, run.tokenizer))
+        randomise(objective.model)
+        if recompute:
+            objective.enable_activation_checkpointing()
+        for name, module in objective.model.named_modules():
+            if name.endswith("self_attn"):
+                counter = num_calls[recompute]
+                module.register_forward_pre_hook(lambda *_, counter=counter, name=name: counter.update([name]))
+        batch = objective.prepare(next(make_loader(0)), step=0, seed=0)
+        objective.losses(batch, step=0, totals=objective.counts(batch))["model"]["total"].backward()
+        gradients.append([weight.grad for weight in objective.model.parameters() if weight.grad is not None])
+    assert set(num_calls[False].values()) == {1}
+    assert num_calls[True] == dict.fromkeys(num_calls[False], 2)
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True)), "the same operations in the same order"
 
 
 def test_the_loss_of_a_batch_does_not_hang_on_global_random_numbers(run: Run) -> None:

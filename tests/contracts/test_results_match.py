@@ -51,7 +51,13 @@ def test_every_record_is_of_a_cell_and_has_the_hash_of_its_definition(path: Path
 
 def test_every_page_of_results_belongs_to_an_experiment() -> None:
     pages = {page.stem for page in RESULTS.glob("*.md") if not page.name.endswith(".notes.md")}
-    assert pages <= {path.stem for path in FILES}
+    assert pages - {"README"} <= {path.stem for path in FILES}
+
+
+def test_the_index_of_results_names_every_experiment_and_links_every_page() -> None:
+    index = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert [path.stem for path in FILES if f"`{path.stem}`" not in index] == []
+    assert [path.stem for path in RENDERED if f"({path.stem}.md)" not in index] == []
 
 
 def shown_plots(definition: ExperimentDefinition) -> list[str]:

@@ -199,6 +199,26 @@ def test_multistep_dpm_solver_equals_theirs(
     )
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 20, 40])
+@pytest.mark.parametrize("prediction_type", DDPM_PREDICTIONS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_multistep_dpm_solver_with_a_bound_on_the_log_snr_equals_theirs(
+    num_steps: int, prediction_type: str, order: int
+) -> None:
+    scheduler = scheduler_of(
+        "DPMSolverMultistepScheduler", prediction_type, solver_order=order, lambda_min_clipped=-5.1
+    )
+    scheduler.set_timesteps(num_steps)
+    config = SolverConfig(num_inference_steps=num_steps, order=order, min_log_snr=-5.1)
+    solver = make_solver(process_of(prediction_type), config)
+    assert solver.timesteps.tolist() == scheduler.timesteps.tolist()
+    assert solver.timesteps[0] < 999
+    assert_same(
+        trajectory(solver),
+        their_trajectory(scheduler, lambda k, out, timestep, x: scheduler.step(out, timestep, x).prev_sample),
+    )
+
+
 @pytest.mark.parametrize("num_steps", [1, 20])
 @pytest.mark.parametrize("prediction_type", DDPM_PREDICTIONS)
 @pytest.mark.parametrize("order", [1, 2])

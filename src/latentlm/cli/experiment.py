@@ -4,6 +4,7 @@
     latentlm experiment experiments/NAME.yaml --list
     latentlm experiment experiments/NAME.yaml --render
 
+Cells of a measurement that says `alone: true` come last, one at a time; with --cell, quiet is up to the caller.
 An interrupted experiment continues when the same command is given again. Every measured cell is one JSON file under
 RESULTS/NAME/cells; the page RESULTS/NAME.md and its plots are made of those files alone.
 """
@@ -134,6 +135,7 @@ def _print_jobs(experiment: "Experiment", arguments: argparse.Namespace) -> None
     jobs = experiment.jobs(experiment.select(arguments.only), redo=arguments.redo)
     for job in jobs:
         needs = f"  after {', '.join(job.needs)}" if job.needs else ""
+        needs += "  alone" if job.alone else ""
         run = experiment.expansion.runs.get(job.name)
         folder = "" if run is None else f"  in {experiment.resolve(run).folder}"
         print(f"{'measure' if run is None else 'train  '}  {job.name}{folder}{needs}")

@@ -72,6 +72,12 @@ class PictureGroups(MapDataset):
             "key": keys,
         }
 
+    def augment(self, batch: Batch, *, seed: int, epochs: torch.Tensor) -> Batch:
+        """As the pictures are augmented one by one, each keyed by its own place in its group (see `ImageDataset`)."""
+        flat = {"image": batch["image"].flatten(0, 1), "key": batch["key"].flatten()}
+        augmented = self.pictures.augment(flat, seed=seed, epochs=epochs.repeat_interleave(self.group_size))
+        return {**batch, "image": augmented["image"].unflatten(0, batch["key"].shape)}
+
     def _group(self, index: int) -> np.ndarray:
         members = self._members[int(self.pictures.labels[index])]
         numbers = keyed_uniform(0, torch.tensor(index), (self.group_size - 1,), stream=_COMPANION_STREAM).double()

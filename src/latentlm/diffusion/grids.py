@@ -14,7 +14,7 @@ from latentlm.diffusion.process import DiffusionProcess
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 
 # Uniform log-SNR grids stay within alpha / sigma = e^±5.1: what lies beyond costs steps and changes little. The same
-# bound is customary as a clip for the cosine schedule, whose noisiest timesteps run down to -9.9.
+# bound is customary as a clip (`min_log_snr`) for the cosine schedule, whose noisiest timesteps run down to -9.9.
 MAX_LOG_SNR = 5.1
 
 
@@ -42,11 +42,11 @@ class Grid(NamedTuple):
         return self.sigmas[-1].item() == 0
 
 
-def make_grid(process: DiffusionProcess, num_steps: int, spacing: Spacing) -> Grid:
+def make_grid(process: DiffusionProcess, num_steps: int, spacing: Spacing, *, min_log_snr: float | None = None) -> Grid:
     """The grid of `num_steps` intervals that ends at data (alpha 1, sigma 0).
 
     Args:
-        process: Its noisiest timestep is the first point (`leading`: nearly).
+        process: Its noisiest timestep is the first point (`leading`: nearly), unless `min_log_snr` forbids it.
         num_steps: Intervals; the network is evaluated at their noisy ends.
         spacing: Between timesteps (Lin et al. 2023, Table 2), T = num_train_timesteps.
             `linspace`: N + 1 points over 0..T-1, rounded, the cleanest dropped (the authors' code).
@@ -54,45 +54,68 @@ def make_grid(process: DiffusionProcess, num_steps: int, spacing: Spacing) -> Gr
             `leading`: multiples of T // N from 0 up, which starts short of the noisiest timestep.
             `logsnr`: even in log(alpha / sigma), clipped to ±5.1; timesteps are fractions.
             Flow matching has real time: `linspace` and `trailing` are both t = k / N.
+        min_log_snr: Every point's log(alpha / sigma) is at least this: the grid is laid out as if the schedule began
+            at its noisiest such timestep (`lambda_min_clipped` of diffusers). The noise that sampling starts from
+            stays N(0, 1), sigma being nearly 1 there. None takes the whole schedule.
 
     Raises:
-        ValueError: If the spacing has no meaning for the process or timesteps would repeat.
+        ValueError: If the spacing has no meaning for the process, timesteps would repeat, or none is as clean as
+            `min_log_snr`.
     """
-    last = process.config.num_train_timesteps - 1
+    first = _noisiest_timestep(process, min_log_snr)
+    num_train_timesteps = process.config.num_train_timesteps
     is_flow = process.config.process == "flow_matching"
     index = torch.arange(num_steps, dtype=torch.float64)
     if spacing == "leading" and is_flow:
         raise ValueError("spacing 'leading' would start flow_matching short of pure noise; use 'linspace' or 'logsnr'")
     if spacing == "logsnr":
-        timesteps = _log_snr_timesteps(process, num_steps)
+        timesteps = _log_snr_timesteps(process, num_steps, first)
     elif is_flow:
-        timesteps = index / num_steps * process.config.num_train_timesteps
+        timesteps = first + index / num_steps * (num_train_timesteps - first)
     elif spacing == "linspace":
-        timesteps = torch.linspace(0, last, num_steps + 1, dtype=torch.float64).round().flip(0)[:-1]
+        timesteps = torch.linspace(0, first, num_steps + 1, dtype=torch.float64).round().flip(0)[:-1]
     elif spacing == "trailing":
-        timesteps = (last + 1 - index * (last + 1) / num_steps).round() - 1
+        timesteps = (first + 1 - index * (first + 1) / num_steps).round() - 1
     else:
-        timesteps = (index * ((last + 1) // num_steps)).flip(0)
+        timesteps = (index * ((first + 1) // num_steps)).flip(0)
     if len(timesteps.unique()) < num_steps:
+        usable = "" if min_log_snr is None else f", of which {first + 1:.0f} have a log-SNR of {min_log_snr} or more,"
         raise ValueError(
-            f"num_inference_steps={num_steps} repeats timesteps of a schedule of {last + 1} with spacing {spacing!r}; "
-            "use fewer steps, or spacing 'trailing'"
+            f"num_inference_steps={num_steps} repeats timesteps of a schedule of {num_train_timesteps}{usable} with "
+            f"spacing {spacing!r}; use fewer steps, or spacing 'trailing'"
         )
     alphas, sigmas = process.signal_and_noise(timesteps, dtype=torch.float64)
     end = torch.tensor([1.0], dtype=torch.float64)
     alphas, sigmas = torch.cat([alphas, end]), torch.cat([sigmas, 1 - end])
     # The network never sees the end's timestep: data's own for flow matching, one past the cleanest for ddpm.
-    end_timestep = (last + 1) * end if is_flow else -end
+    end_timestep = num_train_timesteps * end if is_flow else -end
     return Grid(alphas, sigmas, process.ode_variable(alphas, sigmas), torch.cat([timesteps, end_timestep]))
 
 
-def _log_snr_timesteps(process: DiffusionProcess, num_steps: int) -> Float64[Tensor, "N"]:
-    """Even in log-SNR between the noisiest and the cleanest timestep; the noisiest itself comes first."""
+def _noisiest_timestep(process: DiffusionProcess, min_log_snr: float | None) -> float:
+    """The noisiest timestep whose log-SNR is at least `min_log_snr`: a fraction for flow matching, else whole."""
     is_flow = process.config.process == "flow_matching"
-    ends = [0, process.config.num_train_timesteps if is_flow else process.config.num_train_timesteps - 1]
-    noisiest, cleanest = ends if is_flow else reversed(ends)
-    alphas, sigmas = process.signal_and_noise(torch.tensor([noisiest, cleanest]), dtype=torch.float64)
-    low, high = (alphas.log() - sigmas.log()).clamp(-MAX_LOG_SNR, MAX_LOG_SNR).tolist()
+    if min_log_snr is None:
+        return 0.0 if is_flow else process.config.num_train_timesteps - 1.0
+    if is_flow:
+        return process.timesteps_from_log_snr(torch.tensor([min_log_snr], dtype=torch.float64)).item()
+    timesteps = torch.arange(process.config.num_train_timesteps)
+    num_usable = int((_log_snr(process, timesteps) >= min_log_snr).sum())  # log-SNR falls as timesteps rise
+    if num_usable == 0:
+        raise ValueError(f"min_log_snr={min_log_snr} leaves no timestep: the cleanest one has less; lower it")
+    return num_usable - 1.0
+
+
+def _log_snr_timesteps(process: DiffusionProcess, num_steps: int, noisiest: float) -> Float64[Tensor, "N"]:
+    """Even in log-SNR between the noisiest and the cleanest timestep; the noisiest itself comes first."""
+    cleanest = process.config.num_train_timesteps if process.config.process == "flow_matching" else 0
+    ends = torch.tensor([noisiest, cleanest], dtype=torch.float64)
+    low, high = _log_snr(process, ends).clamp(-MAX_LOG_SNR, MAX_LOG_SNR).tolist()
     timesteps = process.timesteps_from_log_snr(torch.linspace(low, high, num_steps + 1, dtype=torch.float64)[:-1])
     timesteps[0] = noisiest
     return timesteps
+
+
+def _log_snr(process: DiffusionProcess, timesteps: Tensor) -> Float64[Tensor, "K"]:
+    alphas, sigmas = process.signal_and_noise(timesteps, dtype=torch.float64)
+    return alphas.log() - sigmas.log()

@@ -6,6 +6,7 @@ them, without branches on data or reads to the host, so that the loop can be com
 Shapes: K network evaluations, batch any leading dimensions, C latent_dim.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -33,12 +34,18 @@ class SolverConfig:
     order: int = 2
     """Of the dpm solvers: 1 to 3, dpm_sde 1 or 2."""
     spacing: Spacing = "linspace"
+    min_log_snr: float | None = None
+    """Start at the noisiest timestep whose log(alpha / sigma) is at least this; null starts at the noisiest of all. The
+    cosine schedule begins at -9.9, where x_0 = (x - sigma epsilon) / alpha multiplies an error of epsilon by 2e4; with
+    -5.1, which is customary there, by 160."""
     eta: float = 0.0
     """Noise of ddim: 0 deterministic, 1 ancestral."""
     lower_order_final: bool = True
     """dpm solvers: end with lower orders when steps are few (under 15)."""
 
     def __post_init__(self) -> None:
+        if self.min_log_snr is not None and not math.isfinite(self.min_log_snr):
+            raise ValueError(f"min_log_snr is {self.min_log_snr}; it must be a finite number, or null for no bound")
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps} but sampling takes at least one step")
         highest = 2 if self.name == "dpm_sde" else 3
@@ -174,7 +181,7 @@ class Solver:
 
 def make_solver(process: DiffusionProcess, config: SolverConfig, *, dtype: torch.dtype = torch.float32) -> Solver:
     """The solver that `config` names, for `process`, on the CPU (see `Solver.to`)."""
-    grid = make_grid(process, config.num_inference_steps, config.spacing)
+    grid = make_grid(process, config.num_inference_steps, config.spacing, min_log_snr=config.min_log_snr)
     order = {"order": config.order, "lower_order_final": config.lower_order_final}
     match config.name:
         case "ddpm":

@@ -70,21 +70,14 @@ class ImageProtocol:
     """On the part `test`, for the scores and for their floor."""
     num_validation_samples: int = 1000
     """Per candidate, on the part `validation`."""
-    num_references: int = 5000
-    cfg_scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
-    """Candidates that validation chooses from; as many for every method."""
     seed: int = 0
     """Of the samples."""
     batch_size: int = 250
-    weights: tuple[Weights, ...] = ("ema", "raw")
-    """Both are scored: on a short run the average may be behind."""
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_validation_samples", "num_references", "batch_size"):
+        for name in ("num_samples", "num_validation_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.cfg_scales or not self.weights:
-            raise ValueError("a protocol needs at least one cfg_scale and one kind of weights")
 
     def first_seed(self, part: EvaluatedPart) -> int:
         """Seed of the first sample; sample i has this plus i."""

@@ -52,6 +52,8 @@ class MeasurementDefinition:
     """Handed to the protocol; `{axis}` stands for an axis's value."""
     matrix: dict[str, list[Any]] = field(default_factory=dict)
     """Further axes, to be used in `options`."""
+    alone: bool = False
+    """Measure each cell when everything else is done and no other job of the runner is at work: for speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,9 @@ class TableDefinition:
     """Only rows that agree in these compete with one another."""
     where: dict[str, Any] = field(default_factory=dict)
     """Axis, "method" or "run" to the value, or list of values, of the cells to show."""
+    same: list[str] = field(default_factory=list)
+    """Dotted paths into records at which all shown cells must have one value: result.judges.fingerprint. Otherwise
+    their numbers were not measured with one ruler, and the page is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn import functional as F
 
 from latentlm.config import from_mapping, to_mapping
@@ -30,11 +32,12 @@ from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.evaluation.tokenizer_scores import score_tokenizer
 from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext, remembered
-from latentlm.generation.image_pipeline import ImagePipeline
+from latentlm.generation.image_pipeline import AnyImageTokenizer, ImagePipeline
 from latentlm.pictures import picture_grid, save_picture
 from latentlm.tokenizers.image import ImageTokenizer
 
 _PICTURES_PER_CLASS = 6
+_DISTANCES = ("frechet", "frechet_second_space", "kernel")
 
 MODEL_FOLDERS: Mapping[Weights, str] = {"ema": "model", "raw": "model_raw"}
 
@@ -46,6 +49,8 @@ class RowOptions:
     weights: Weights = "ema"
     changes: dict[str, Any] = field(default_factory=dict)
     """Sampling options by dotted name, written over the chosen ones: {cfg_scale: 1.0}."""
+    from_defaults: bool = False
+    """Write them over the recipe's own options instead, so that nothing chosen under guidance leaks in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class ImageGeneratorOptions:
     """Side at which pictures are judged, pixels; those of another size are resized bicubically. None: the model's."""
     trials: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     """Settings to choose from, each a mapping of sampling options; as many for every method that is compared."""
+    refinements: list[dict[str, Any]] = field(default_factory=list)
+    """A second round: each is written over the best of `trials`, and the best of all is taken."""
     rows: dict[str, RowOptions] = field(default_factory=lambda: {"best": RowOptions()})
     """What is judged, by name; "best" is the chosen setting."""
 
@@ -97,8 +104,9 @@ def image_generator(context: MeasureContext) -> dict[str, Any]:
     """Choose a generator's settings on validation pictures, then score it on test ones.
 
     Returns:
-        `judges`, `floor` (scores of real test pictures by way of the model's size), `trials`, `chosen`, `rows` (name to
-        scores, sampling and images per second) and `cost`.
+        `judges`; `floor`, scores of real test pictures by way of the model's size; `ceiling`, scores of those pictures
+        through the tokenizer as models see them: what a perfect model of its tokens would reach; `trials`; `chosen`;
+        `rows`, name to scores, distances over those of the ceiling, sampling and images per second; and `cost`.
     """
     options = from_mapping(ImageGeneratorOptions, context.options, where=f"options of {context.cell}")
     assert context.run_dir is not None
@@ -107,6 +115,9 @@ def image_generator(context: MeasureContext) -> dict[str, Any]:
     chosen = measured.choose()
     rows = {name: measured.row(name, row, chosen) for name, row in options.rows.items()}
     real = remembered(context.scratch_dir, "floor", measured.floor)
+    ceiling = remembered(context.scratch_dir, "ceiling", measured.ceiling)
+    for row in rows.values():
+        row["over_ceiling"] = {name: row["scores"][name] - ceiling[name] for name in _DISTANCES}
     return {
         "judges": {
             "fingerprint": judges.fingerprint,
@@ -115,6 +126,7 @@ def image_generator(context: MeasureContext) -> dict[str, Any]:
             "selector_accuracy": judges.selector_accuracy,
         },
         "floor": real,
+        "ceiling": ceiling,
         "trials": measured.trials,
         "chosen": chosen,
         "rows": rows,
@@ -145,24 +157,43 @@ class _Measured:
         return self._pipelines[weights]
 
     def choose(self) -> dict[str, Any]:
-        """The trial whose validation samples are nearest to real ones in the selector's eyes."""
-        trials = self.options.trials
-        if len(trials) == 1:
-            return dict(trials[0])
-        for number, changes in enumerate(trials):
-            distance = remembered(self.context.scratch_dir, f"trial{number}", lambda: self._trial(changes))  # noqa: B023
-            self.trials.append({"changes": changes, "selector_frechet": distance})
-        return dict(min(self.trials, key=lambda trial: trial["selector_frechet"])["changes"])
+        """The setting whose validation samples are nearest to real ones in the selector's eyes, after both rounds.
 
-    def _trial(self, changes: Mapping[str, Any]) -> float:
-        samples, _ = self._draw("ema", changes, "validation")
-        return select_score(samples, self.judges)
+        Raises:
+            ValueError: If not one setting could be drawn.
+        """
+        options = self.options
+        if len(options.trials) == 1 and not options.refinements:
+            return dict(options.trials[0])
+        for changes in options.trials:
+            self._try(changes)
+        first = self._best()
+        for changes in options.refinements:
+            self._try({**first, **changes})
+        return self._best()
+
+    def _best(self) -> dict[str, Any]:
+        drawn = [trial for trial in self.trials if trial["selector_frechet"] is not None]
+        if not drawn:
+            raise ValueError(f"not one setting of {self.context.cell} could be drawn: {self.trials[0]['failure']}")
+        return dict(min(drawn, key=lambda trial: trial["selector_frechet"])["changes"])
+
+    def _try(self, changes: Mapping[str, Any]) -> None:
+        key = f"trial{len(self.trials)}"
+        self.trials.append(remembered(self.context.scratch_dir, key, lambda: self._trial(changes)))
+
+    def _trial(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            samples, _ = self._draw("ema", changes, "validation")
+        except ValueError as error:  # latents that are not finite: a setting that does not work, not a broken cell
+            return {"changes": changes, "selector_frechet": None, "failure": str(error)}
+        return {"changes": changes, "selector_frechet": select_score(samples, self.judges)}
 
     def row(self, name: str, row: RowOptions, chosen: Mapping[str, Any]) -> dict[str, Any]:
         return remembered(self.context.scratch_dir, f"row_{name}", lambda: self._row(name, row, chosen))
 
     def _row(self, name: str, row: RowOptions, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        changes = {**chosen, **row.changes}
+        changes = row.changes if row.from_defaults else {**chosen, **row.changes}
         samples, seconds = self._draw(row.weights, changes, "test")
         save_picture(self.context.picture_path(name), class_grid(samples))
         pipeline = self.pipeline(row.weights)
@@ -180,6 +211,16 @@ class _Measured:
         side = real.images.shape[-1]
         through = resized(resized(real, self.pipeline("ema").image_tokenizer.config.image_size), side)
         return score_samples(through, self.judges).as_json()
+
+    def ceiling(self) -> dict[str, Any]:
+        """Scores of the tokenizer's reconstructions of the floor's pictures, latents sampled as in training."""
+        tokenizer = self.pipeline("ema").image_tokenizer
+        real = real_images(self.judges, "test", self.options.num_samples, seed=self.options.seed)
+        real = resized(real, tokenizer.config.image_size)
+        batches = zip(real.images.split(250), torch.arange(len(real)).split(250), strict=True)
+        decoded = torch.cat([through_tokens(tokenizer, images, keys) for images, keys in batches])
+        pictures = LabelledImages(images=decoded, labels=real.labels)
+        return score_samples(resized(pictures, self.judges.test.images.shape[-1]), self.judges).as_json()
 
     def _draw(self, weights: Weights, changes: Mapping[str, Any], part: EvaluatedPart) -> tuple[LabelledImages, float]:
         pipeline = self.pipeline(weights)
@@ -210,6 +251,18 @@ def class_grid(samples: LabelledImages, *, per_class: int = _PICTURES_PER_CLASS)
     return picture_grid(torch.stack([c[:rows] for c in columns], dim=1).flatten(0, 1), columns=len(columns))
 
 
+@torch.no_grad()
+def through_tokens(
+    tokenizer: AnyImageTokenizer, images: Float[Tensor, "B C H W"], keys: Int[Tensor, "B"]
+) -> Float[Tensor, "B C H W"]:
+    """Encode and decode pictures by the tokens that models are trained on: samples of the posterior, or codes."""
+    if isinstance(tokenizer, ImageTokenizer):
+        tokens = tokenizer.sample_keyed(tokenizer.posterior(images), 0, keys)
+    else:
+        tokens = tokenizer.encode(images)
+    return tokenizer.decode(tokens, grid=tokenizer.grid(*images.shape[2:]))
+
+
 def image_tokenizer(context: MeasureContext) -> dict[str, Any]:
     """Score a tokenizer's reconstructions of test pictures and its tokens; the only option is `num_images`.
 
@@ -228,13 +281,8 @@ def image_tokenizer(context: MeasureContext) -> dict[str, Any]:
         num_images=context.options.get("num_images"),
         progress=context.progress,
     )
-    images, keys = judges.test.images[:10], torch.arange(10)
-    with torch.no_grad():
-        if isinstance(tokenizer, ImageTokenizer):
-            tokens = tokenizer.sample_keyed(tokenizer.posterior(images), 0, keys)  # as models are trained
-        else:
-            tokens = tokenizer.encode(images)
-        decoded = tokenizer.decode(tokens, grid=tokenizer.grid(*images.shape[2:]))
+    images = judges.test.images[:10]
+    decoded = through_tokens(tokenizer, images, torch.arange(len(images)))
     save_picture(context.picture_path("reconstructions"), picture_grid(torch.cat([images, decoded]), columns=10))
     names = ("mean", "sample") if isinstance(tokenizer, ImageTokenizer) else ("codes", "codes")
     return {

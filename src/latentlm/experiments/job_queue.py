@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, several at a time, in the order of what they need.
+"""Jobs in processes of their own, several at a time, in the order of what they need; some of them alone, at the end.
 
 A signal to stop is passed on to the running jobs, which save what they have; nothing new is started. A job that fails
 takes those that need it with it, and no other.
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,10 +26,17 @@ _NUM_LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to do, after the jobs that it needs."""
+    """One thing to do, after the jobs that it needs.
+
+    Attributes:
+        name: Of the job.
+        needs: Names of the jobs that must be done before.
+        alone: Run while no other job runs, when no other is left that could: what is timed wants a quiet machine.
+    """
 
     name: str
     needs: tuple[str, ...] = ()
+    alone: bool = False
 
 
 @dataclass
@@ -56,7 +63,7 @@ def run_jobs(
     Args:
         jobs: Each stands after those it needs; a need that is not among them counts as met.
         command: Name of a job to its command line.
-        num_parallel: Processes at a time; each gets its share of the cores.
+        num_parallel: Processes at a time; each gets its share of the cores, and one that runs alone no more.
         log_dir: Gets <job>.log with all output; a repeated job is appended.
 
     Raises:
@@ -67,6 +74,7 @@ def run_jobs(
     log_dir.mkdir(parents=True, exist_ok=True)
     outcome = QueueOutcome()
     waiting = {job.name: job for job in jobs}
+    alone = {job.name for job in jobs if job.alone}
     running: dict[str, subprocess.Popen] = {}
     environment = job_environment(os.environ, num_parallel=num_parallel)
     # A terminal is refreshed often; a log file should not fill with bars.
@@ -74,8 +82,8 @@ def run_jobs(
     with _StopSignals() as stop, tqdm(total=len(jobs), unit="job", mininterval=interval) as bar:
         while running or (waiting and stop.number is None):
             _give_up_hopeless(waiting, outcome, bar)
-            for name in _startable(waiting, running) if stop.number is None else []:
-                if len(running) < num_parallel:
+            if stop.number is None:
+                for name in _to_start(waiting, running, alone=alone, num_parallel=num_parallel):
                     del waiting[name]
                     running[name] = _start(command(name), log_dir / f"{name}.log", environment)
             bar.set_postfix_str(", ".join(running), refresh=False)
@@ -103,9 +111,17 @@ def job_environment(environment: Mapping[str, str], *, num_parallel: int) -> dic
     }
 
 
-def _startable(waiting: Mapping[str, Job], running: Mapping[str, subprocess.Popen]) -> list[str]:
-    """Jobs of which no need is still waiting or running, in their order."""
-    return [name for name, job in waiting.items() if not any(need in waiting or need in running for need in job.needs)]
+def _to_start(
+    waiting: Mapping[str, Job], running: Mapping[str, subprocess.Popen], *, alone: Set[str], num_parallel: int
+) -> list[str]:
+    """Jobs to start now, in their order: none of their needs is still waiting or running."""
+    ready = [name for name, job in waiting.items() if not any(need in waiting or need in running for need in job.needs)]
+    together = [name for name in ready if name not in alone]
+    if any(name in alone for name in running):
+        return []
+    if together or running:
+        return together[: num_parallel - len(running)]
+    return ready[:1]
 
 
 def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:

@@ -1,12 +1,15 @@
 """A run's recipe, what decides the run, and where it lives.
 
     OUT/runs/<run>-<hash>/               the trainer's run folder
-    OUT/runs/<run>-<hash>.json           once it is trained: definition, seconds, machine
+    OUT/runs/<run>-<hash>.json           once it is trained: definition, content, seconds; machine and code of the
+                                         process that finished it
     OUT/runs/<run>-<hash>.seconds.json   time so far
     OUT/runs/<run>-<hash>.lock           held by the process that trains it
 
 The hash is of what the resolved recipe changes from its defaults, and of the same of all used runs, so that
-experiments share equal runs, and a run whose recipe changed is another run.
+experiments share equal runs, and a run whose recipe changed is another run. A field that a later version adds leaves
+the hash as it was. A default that a later version changes does so too, but must not pass: hence the content, defaults
+included, is stored with a trained run and compared in every field that both versions have.
 """
 
 import json
@@ -18,7 +21,8 @@ from typing import Any
 from latentlm.config import changes_from_defaults, to_mapping
 from latentlm.experiments.expansion import Run
 from latentlm.experiments.locks import read_seconds
-from latentlm.experiments.results import definition_hash
+from latentlm.experiments.results import definition_hash, differences, listed
+from latentlm.storage import read_json
 from latentlm.training.trainer import MAY_CHANGE_ON_RESUME
 
 NUM_HASH_LETTERS = 8
@@ -31,8 +35,9 @@ class ResolvedRun:
 
     Attributes:
         recipe: The recipe, fields of used models filled with folders.
-        content: All of the recipe that decides what the run computes, defaults included, as plain values.
-        definition: The same without what is at its default; used runs stand in it whole.
+        content: `recipe`: all of the recipe that decides what the run computes, defaults included, as plain values;
+            `used_recipes`: field of the recipe to the content of the run that fills it.
+        definition: The same without what is at its default.
         folder: Its run folder.
     """
 
@@ -43,8 +48,20 @@ class ResolvedRun:
 
     @property
     def is_trained(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.beside(".json").exists() and (self.folder / "model").exists()
+        """Whether nothing is left to do.
+
+        Raises:
+            ValueError: If it was trained, but with another value of a field that both recipes have.
+        """
+        note = self.beside(".json")
+        if not (note.exists() and (self.folder / "model").exists()):
+            return False
+        if changes := differences(read_json(note).get("content", {}), self.content, shared_only=True):
+            raise ValueError(
+                f"{self.folder} was trained with other values ({listed(changes)}), for a default has changed since. "
+                f"Move that folder and {note.name} beside it away to train it again, or choose another --out"
+            )
+        return True
 
     def beside(self, suffix: str) -> Path:
         """A file of the runner's own, beside the trainer's folder."""
@@ -83,14 +100,32 @@ class Resolver:
             flags = [f"--{name}={_flag_text(value)}" for name, value in {**run.overrides, **models}.items()]
             recipe = self._read_recipe(run.recipe, flags)
             changes = {"kind": recipe.kind, **changes_from_defaults(recipe)}
-            content = {"kind": recipe.kind, **to_mapping(recipe)}
+            everything = {"kind": recipe.kind, **to_mapping(recipe)}
             for name in (*models, *MAY_CHANGE_ON_RESUME):
                 _remove(changes, name)  # folders and habits of logging decide nothing
-                _remove(content, name)
+                _remove(everything, name)
+            content = {
+                "recipe": everything,
+                "used_recipes": {target: dict(model.content) for target, model in used.items()},
+            }
             definition = {"recipe": changes, "uses": {target: dict(model.definition) for target, model in used.items()}}
             folder = self._parent / f"{run.key}-{definition_hash(definition)[:NUM_HASH_LETTERS]}"
             self._resolved[run.key] = ResolvedRun(recipe, content, definition, folder)
         return self._resolved[run.key]
+
+
+def as_written(run: Run, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """A run as the experiment file has it, after expansion, and the runs it uses: what can be compared without recipes.
+
+    Args:
+        run: To describe.
+        runs: By key.
+    """
+    return {
+        "recipe": run.recipe,
+        "set": {name: value for name, value in run.overrides.items() if name not in MAY_CHANGE_ON_RESUME},
+        "uses": {target: as_written(runs[key], runs) for target, key in run.uses.items()},
+    }
 
 
 def _flag_text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Records of measured cells, and what may be concluded from a few seeds.
 
 A record is one JSON file with everything that its number needs to be believed: the whole definition with its hash,
-machine, seconds, cost, version and date. Tables and plots are made of records alone.
+recipes, code, machine, seconds, cost, version and date. Tables and plots are made of records alone.
 """
 
 import hashlib
@@ -26,15 +26,40 @@ def definition_hash(definition: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two definitions differ, as sentences: `recipe.optim.lr: 0.001, now 0.002`."""
+def differences(old: Any, new: Any, path: str = "", *, shared_only: bool = False) -> list[str]:
+    """Where two definitions differ, as sentences: `recipe.optim.lr: 0.001, now 0.002`.
+
+    Args:
+        old: Plain values, as stored.
+        new: Plain values; tuples count as lists.
+        path: Of the two, for the sentences.
+        shared_only: Compare only the fields that both sides have: what a later version added or removed is no change.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [key for key in old if key in new] if shared_only else dict.fromkeys([*old, *new])
         return [
             line
-            for key in dict.fromkeys([*old, *new])
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            for key in keys
+            for line in differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else str(key), shared_only=shared_only
+            )
         ]
+    old, new = (list(side) if isinstance(side, tuple) else side for side in (old, new))
+    if shared_only and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}.{i}", shared_only=True)]
     return [] if old == new else [f"{path}: {json.dumps(old)}, now {json.dumps(new)}"]
+
+
+def listed(changes: Sequence[str], *, at_most: int = 3) -> str:
+    """Differences in one line, the first few of them."""
+    more = f"; and {len(changes) - at_most} more" if len(changes) > at_most else ""
+    return "; ".join(changes[:at_most]) + more
+
+
+def record_path(results: Path, experiment: str, cell: str) -> Path:
+    """The file of a cell's record."""
+    return results / experiment / "cells" / f"{cell}.json"
 
 
 def read_record(path: Path) -> Record | None:

@@ -12,8 +12,6 @@ Killed at any moment, it goes on from there when it is called again.
 
 import datetime
 import fnmatch
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +23,19 @@ from latentlm.experiments.definition import ExperimentDefinition
 from latentlm.experiments.expansion import Cell, Run, expand
 from latentlm.experiments.job_queue import Job, QueueOutcome, run_jobs
 from latentlm.experiments.locks import Stopwatch, read_seconds, waiting_lock
-from latentlm.experiments.machine import describe_machine
+from latentlm.experiments.machine import describe_code, describe_machine
 from latentlm.experiments.protocol import MeasureContext, Protocol, to_json
-from latentlm.experiments.resolution import NUM_HASH_LETTERS, ResolvedRun, Resolver
-from latentlm.experiments.results import FORMAT_VERSION, Record, definition_hash, differences, read_record
+from latentlm.experiments.resolution import NUM_HASH_LETTERS, ResolvedRun, Resolver, as_written
+from latentlm.experiments.results import (
+    FORMAT_VERSION,
+    Record,
+    definition_hash,
+    differences,
+    listed,
+    read_record,
+    record_path,
+)
+from latentlm.experiments.scratch import clock_of, open_scratch
 from latentlm.storage import read_json, write_file_atomically
 
 State = Literal["done", "outdated", "partial", "missing"]
@@ -104,7 +111,12 @@ class Experiment:
     def cell_definition(self, cell: Cell) -> dict[str, Any]:
         """All that decides a cell's result."""
         run = None if cell.run is None else dict(self.resolve(cell.run).definition)
-        return {"run": run, "protocol": cell.protocol, "options": dict(cell.options)}
+        alone = {"alone": True} if self.measured_alone(cell) else {}  # absent otherwise, as it is in older records
+        return {"run": run, "protocol": cell.protocol, "options": dict(cell.options), **alone}
+
+    def measured_alone(self, cell: Cell) -> bool:
+        """Whether no other job is to run while this cell is measured."""
+        return self.definition.measurements[cell.measurement].alone
 
     def record(self, cell: Cell) -> Record | None:
         """A cell's record, whether or not it is of the present definition."""
@@ -114,20 +126,16 @@ class Experiment:
         """How far a cell is; "outdated" means measured, but by another definition."""
         record = self.record(cell)
         if record is not None:
-            same = record["definition_hash"] == definition_hash(self.cell_definition(cell))
-            return "done" if same else "outdated"
-        begun = self._scratch(cell).exists()
-        if cell.run is not None:
-            resolved = self.resolve(cell.run)
-            begun = begun or resolved.folder.exists() or resolved.is_trained
-        return "partial" if begun else "missing"
+            return "outdated" if self._changes(cell, record) else "done"
+        trained = cell.run is not None and self.resolve(cell.run).folder.exists()
+        return "partial" if trained or self._scratch(cell).exists() else "missing"
 
     def seconds(self, cell: Cell) -> dict[str, float]:
         """Time spent on a cell, by what it was spent on: as recorded, or so far."""
         if record := self.record(cell):
             return dict(record["seconds"])
         trained = {} if cell.run is None else {"train": self.resolve(cell.run).seconds}
-        spent = {**trained, "measure": read_seconds(_clock(self._scratch(cell)))}
+        spent = {**trained, "measure": read_seconds(clock_of(self._scratch(cell)))}
         return {part: seconds for part, seconds in spent.items() if seconds}
 
     def jobs(self, cells: Sequence[Cell], *, redo: Sequence[str] = ()) -> list[Job]:
@@ -138,7 +146,8 @@ class Experiment:
             redo: Names of cells to measure although they are measured.
 
         Raises:
-            ValueError: If a wanted cell is outdated and not among `redo`, or `redo` names no cell.
+            ValueError: If a wanted cell is outdated and not among `redo`, if `redo` names no cell, or if a needed run
+                was trained with other defaults.
         """
         for name in redo:
             if name not in self.expansion.cells:
@@ -152,8 +161,21 @@ class Experiment:
             for run in missing:
                 used = [key for key in run.uses.values() if not self.resolve(self.expansion.runs[key]).is_trained]
                 jobs.setdefault(run.key, Job(run.key, tuple(used)))
-            jobs[cell.name] = Job(cell.name, tuple(run.key for run in missing))
+            jobs[cell.name] = Job(cell.name, tuple(run.key for run in missing), alone=self.measured_alone(cell))
         return list(jobs.values())
+
+    def refresh_wording(self, cells: Sequence[Cell]) -> None:
+        """Where the file says in other words what a cell was measured by, take the new words into its record.
+
+        Whoever renders a page has no recipes at hand and compares words: a learning rate that moved from the experiment
+        file into the recipe would make its cell look outdated.
+        """
+        for cell in cells:
+            record, words = self.record(cell), self._words(cell)
+            if record is None or self._changes(cell, record) or all(record.get(key) == words[key] for key in words):
+                continue
+            path = record_path(self.results, self.definition.name, cell.name)
+            write_file_atomically(path, to_json({**record, **words}, what=cell.name))
 
     # Doing it
 
@@ -192,13 +214,20 @@ class Experiment:
         with waiting_lock(run.beside(".lock")):
             if run.is_trained:  # perhaps by the process that held the lock
                 return 0
+            code = describe_code()  # at once: the checkout may move on while this process trains
             with Stopwatch(run.beside(".seconds.json")):
                 stopped_by = self.tools.train(run.recipe, run.folder)
             if stopped_by:
                 return stopped_by
             if not (run.folder / "model").exists():
                 raise ValueError(f"training ended, but left no model in {run.folder}")
-            note = {"definition": run.definition, "seconds": run.seconds, "machine": describe_machine()}
+            note = {
+                "definition": run.definition,
+                "content": run.content,
+                "seconds": run.seconds,
+                "machine": describe_machine(),
+                "code": code,
+            }
             write_file_atomically(run.beside(".json"), to_json(note, what=run.folder.name))
         return 0
 
@@ -206,11 +235,12 @@ class Experiment:
         run = None if cell.run is None else self.resolve(cell.run)
         scratch = self._scratch(cell)
         path = record_path(self.results, self.definition.name, cell.name)
-        clock = _clock(scratch)
+        clock = clock_of(scratch)
         with waiting_lock(scratch.with_name(scratch.name + ".lock")):
             if not redo and self._is_current(cell):
                 return
-            _open_scratch(scratch, record=path)
+            code = describe_code()
+            open_scratch(scratch, record=path, code=code)
             context = MeasureContext(
                 cell=cell.name,
                 axes=cell.axes,
@@ -225,21 +255,28 @@ class Experiment:
             with Stopwatch(clock):
                 result = self.tools.protocols[cell.protocol](context)
             path.parent.mkdir(parents=True, exist_ok=True)
-            record = self._make_record(cell, run, result, measure_seconds=read_seconds(clock))
+            record = self._make_record(cell, run, result, measure_seconds=read_seconds(clock), code=code)
             write_file_atomically(path, to_json(record, what=cell.name))
             shutil.rmtree(scratch)
             clock.unlink()
 
     def _make_record(
-        self, cell: Cell, run: ResolvedRun | None, result: Mapping[str, Any], *, measure_seconds: float
+        self,
+        cell: Cell,
+        run: ResolvedRun | None,
+        result: Mapping[str, Any],
+        *,
+        measure_seconds: float,
+        code: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         definition = self.cell_definition(cell)
-        seconds, training = {"measure": measure_seconds}, None
+        seconds, training, training_code = {"measure": measure_seconds}, None, None
         if cell.run is not None and run is not None:
             *used, _ = self.expansion.needed_by(cell.run)
             others = sum(self.resolve(needed).seconds for needed in used)
             seconds = {"train": run.seconds, "train_used": round(others, 1), **seconds}
-            training = read_json(run.beside(".json"))["machine"]
+            note = read_json(run.beside(".json"))
+            training, training_code = note["machine"], note.get("code")
         return {
             "format_version": FORMAT_VERSION,
             "experiment": self.definition.name,
@@ -247,10 +284,11 @@ class Experiment:
             "measurement": cell.measurement,
             "run": None if cell.run is None else cell.run.key,
             "method": cell.label,
-            "axes": dict(cell.axes),
+            **self._words(cell),
             "definition": definition,
             "definition_hash": definition_hash(definition),
-            "recipe": None if run is None else dict(run.content),
+            **({"recipe": None, "used_recipes": {}} if run is None else run.content),
+            "code": {"train": training_code, "measure": None if code is None else dict(code)},
             "seconds": seconds,
             "machine": {"train": training, "measure": describe_machine()},
             "cost": {} if run is None else dict(self.tools.cost(run.recipe)),
@@ -268,15 +306,24 @@ class Experiment:
         record = self.record(cell)
         if record is None:
             return False
+        if changes := self._changes(cell, record):
+            raise ValueError(
+                f"{cell.name} was measured by another definition ({listed(changes)}). `--redo {cell.name}` measures it "
+                "again and replaces its record"
+            )
+        return True
+
+    def _changes(self, cell: Cell, record: Record) -> list[str]:
+        """How the present definition differs from the record's; if it does not, which default has changed since."""
         definition = self.cell_definition(cell)
-        if record["definition_hash"] == definition_hash(definition):
-            return True
-        changes = differences(record["definition"], json.loads(json.dumps(definition)))
-        shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
-        raise ValueError(
-            f"{cell.name} was measured by another definition ({shown}). `--redo {cell.name}` measures it again and "
-            "replaces its record"
-        )
+        if record["definition_hash"] != definition_hash(definition):
+            return differences(record["definition"], definition) or ["the spelling of a value"]
+        return [] if cell.run is None else differences(record, self.resolve(cell.run).content, shared_only=True)
+
+    def _words(self, cell: Cell) -> dict[str, Any]:
+        """What a record has of the experiment file as it was written."""
+        written = None if cell.run is None else as_written(cell.run, self.expansion.runs)
+        return {"axes": dict(cell.axes), "as_written": written}
 
     def _scratch(self, cell: Cell) -> Path:
         letters = definition_hash(self.cell_definition(cell))[:NUM_HASH_LETTERS]
@@ -310,29 +357,6 @@ def run_experiment(
     chosen = {cell.name: cell for cell in cells}
     chosen.update((name, experiment.expansion.cells[name]) for name in redo if name in experiment.expansion.cells)
     jobs = experiment.jobs(list(chosen.values()), redo=redo)
+    experiment.refresh_wording([cell for name, cell in chosen.items() if name not in redo])
     log_dir = experiment.out / "logs" / experiment.definition.name
     return run_jobs(jobs, command, num_parallel=num_parallel, log_dir=log_dir)
-
-
-def record_path(results: Path, experiment: str, cell: str) -> Path:
-    """The file of a cell's record."""
-    return results / experiment / "cells" / f"{cell}.json"
-
-
-def _open_scratch(scratch: Path, *, record: Path) -> None:
-    """Make the folder of partial results, or keep what a killed measurement left there.
-
-    What a finished one left, because it was killed while it tidied up, must not pass for a new measurement: a file
-    says which record, if any, the folder's measurement is going to replace.
-    """
-    replaced = hashlib.sha256(record.read_bytes()).hexdigest() if record.exists() else "nothing"
-    note = scratch / "replaces.txt"
-    if scratch.exists() and not (note.exists() and note.read_text() == replaced):
-        shutil.rmtree(scratch)
-    if not scratch.exists():
-        scratch.mkdir(parents=True)
-        note.write_text(replaced)
-
-
-def _clock(scratch: Path) -> Path:
-    return scratch.with_name(scratch.name + ".seconds.json")

@@ -4,7 +4,8 @@ The best mean of a column is bold only if it is two standard errors of the diffe
 competes with. Otherwise it and all rows it ties with are marked ≈. What was not run is said to be so.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from latentlm.experiments.expansion import AxisValue, Cell, axis_text
 from latentlm.experiments.results import Record, compare, look_up, summarise
 
 NOT_RUN = "not run"
+OUTDATED = "outdated"
 NO_VALUE = "–"
 LEGEND = (
     "Mean ± standard error over seeds, the seeds in parentheses. **Bold**: best by at least two standard errors of the "
@@ -33,19 +35,25 @@ class Row:
         return any(cell.run is not None for cell in self.cells)
 
 
-def make_table(table: TableDefinition, cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
+def make_table(
+    table: TableDefinition, cells: Sequence[Cell], records: Mapping[str, Record], outdated: Set[str] = frozenset()
+) -> str:
     """A table as Markdown, with a legend if rows are compared.
 
     Args:
         table: What to show.
         cells: The cells it shows, measured or not.
         records: Cell name to record, of those that are measured.
+        outdated: Names of cells that were measured, but not by what the file says now.
 
     Raises:
-        ValueError: If cells of a row differ in more than seeds, or no record has a column's path.
+        ValueError: If cells of a row differ in more than seeds, if no record has a column's path, or if records differ
+            at a path of `same`.
     """
     rows = rows_of(table, cells)
-    columns = [_column(table, column, rows, records) for column in table.columns]
+    for path in table.same:
+        _check_same(table, path, {cell.name: records[cell.name] for cell in cells if cell.name in records})
+    columns = [_column(table, column, rows, records, outdated) for column in table.columns]
     titles = [_title(column) for column in table.columns]
     lines = [_line([*table.rows, *titles]), _line(["---"] * (len(table.rows) + len(titles)))]
     for index, row in enumerate(rows):
@@ -101,14 +109,32 @@ def marks(values: Sequence[Sequence[float]], groups: Sequence[Any], *, better: s
     return written
 
 
+def _check_same(table: TableDefinition, path: str, records: Mapping[str, Record]) -> None:
+    values = {name: look_up(record, path) for name, record in records.items()}
+    first = next(iter(values), "")
+    for name, value in values.items():
+        if value is None:
+            raise ValueError(f"{table.title!r}: {name} has nothing at {path!r}, which all its cells must share")
+        if value != values[first]:
+            raise ValueError(
+                f"{table.title!r}: all its cells must share {path!r}, but {first} has {json.dumps(values[first])} and "
+                f"{name} has {json.dumps(value)}; measure one of them again with --redo"
+            )
+
+
 def _column(
-    table: TableDefinition, column: ColumnDefinition, rows: Sequence[Row], records: Mapping[str, Record]
+    table: TableDefinition,
+    column: ColumnDefinition,
+    rows: Sequence[Row],
+    records: Mapping[str, Record],
+    outdated: Set[str],
 ) -> list[str]:
+    absent = {cell.name: OUTDATED if cell.name in outdated else NOT_RUN for row in rows for cell in row.cells}
     found = [
-        [look_up(records[cell.name], column.path) if cell.name in records else NOT_RUN for cell in row.cells]
+        [look_up(records[cell.name], column.path) if cell.name in records else absent[cell.name] for cell in row.cells]
         for row in rows
     ]
-    measured = [value for values in found for value in values if value != NOT_RUN]
+    measured = [look_up(records[name], column.path) for name in absent if name in records]
     if measured and all(value is None for value in measured):
         raise ValueError(f"{table.title!r}: no measured cell has anything at {column.path!r}")
     texts = [_text(column, values) for values in found]

@@ -29,7 +29,7 @@ from latentlm.generation.requests import (
     PartEvent,
     TokenEvent,
 )
-from latentlm.generation.text_sampling import sample_token
+from latentlm.generation.text_sampling import sample_ids
 from latentlm.models.diffusion_head import DiffusionHead
 from latentlm.models.kv_cache import KVCache
 from latentlm.models.latentlm import LatentLM
@@ -323,7 +323,7 @@ class Generator:
             stream=TEXT_STREAM,
         )
         return {
-            row.index: sample_token(row_logits, allowed, row.request.text, number)
+            row.index: int(sample_ids(row_logits, row.request.text, number, allowed=allowed))
             for (row, allowed), row_logits, number in zip(asked, logits, numbers, strict=True)
         }
 

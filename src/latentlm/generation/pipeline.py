@@ -5,6 +5,7 @@ from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from latentlm.diffusion.solvers import make_solver
@@ -120,16 +121,44 @@ class LatentLMPipeline(ImagePipeline):
         grid: tuple[int, int],
     ) -> Tensor:
         """Latents [B, N, C] of one picture per label; see `generate_images`."""
+        return self.continue_latents(labels, None, grid[0] * grid[1], seeds=seeds, sampling=sampling)
+
+    def continue_latents(
+        self,
+        labels: SequenceOf[int | None],
+        prefix: Float[Tensor, "B M C"] | None,
+        num_latents: int,
+        *,
+        seeds: SequenceOf[int],
+        sampling: LatentSamplingConfig,
+    ) -> Float[Tensor, "B N C"]:
+        """What the model draws after a label and some given latents.
+
+        Args:
+            labels: Classes; None for no condition.
+            prefix: Latents of unit variance that stand after each label already; None for none.
+            num_latents: N, to be drawn.
+            seeds: One per row.
+            sampling: Solver, steps and guidance; its unconditional stream sees the null class alone, so guidance goes
+                with no prefix.
+
+        Raises:
+            ValueError: If a label does not exist, or guidance is asked for beside a prefix.
+        """
+        if prefix is not None and sampling.cfg_scale != 1:
+            raise ValueError("the unconditional stream does not see the prefix: continue latents with cfg_scale 1")
         generator = Generator(self.model, self.builder, self.sampling | {"image": sampling})
         requests = [
             GenerationRequest(
-                prompt=Document((LabelPart(label),)),
+                prompt=Document(
+                    (LabelPart(label), *(() if prefix is None else (LatentPart("image", prefix[number]),)))
+                ),
                 # What training puts in the place of a dropped label, with and without switch tokens.
                 negative_prompt=Document((LabelPart(None),)),
-                spans=(LatentSpan("image", grid[0] * grid[1]),),
+                spans=(LatentSpan("image", num_latents),),
                 seed=seed,
             )
-            for label, seed in zip(labels, seeds, strict=True)
+            for number, (label, seed) in enumerate(zip(labels, seeds, strict=True))
         ]
         documents = generator.generate(requests)
         return torch.stack([part.latents for doc in documents for part in doc.parts if isinstance(part, LatentPart)])

@@ -89,8 +89,6 @@ class ImageModel(Pretrained, nn.Module):
     """What it models."""
     sampling_class: ClassVar[type]
     """Frozen dataclass of its sampling options; has at least `cfg_scale: float`, 1 being no guidance."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them, where the model knows how."""
     steps_field: ClassVar[str | None] = None
     """Dotted name of the field of `sampling_class` that says how many steps a picture takes, if it has one."""
 
@@ -103,6 +101,10 @@ class ImageModel(Pretrained, nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @abstractmethod
+    def enable_activation_checkpointing(self) -> None:
+        """From now on recompute the activations of every layer in the backward pass instead of keeping them."""
 
     def check_space(self) -> None:
         """Refuse a space that is not filled in, or not of this model's kind of tokens; constructors call it.

@@ -105,7 +105,7 @@ def test_grouped_heads_share_keys_and_values() -> None:
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     plain, recomputing, batch = make_model(), make_model(), make_batch()
-    recomputing.activation_checkpointing = True
+    recomputing.enable_activation_checkpointing()
     for model in (plain, recomputing):
         model.losses(batch)["total"].backward()
     for ours, theirs in zip(plain.parameters(), recomputing.parameters(), strict=True):

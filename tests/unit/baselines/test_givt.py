@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from latentlm.baselines.givt import GIVT, GaussianMixture, GIVTConfig, GIVTSamplingConfig, sample_guided
+from latentlm.baselines.givt import mixture as givt_mixture
 from latentlm.models.image_model import LabelledTokens, TokenSpace
 from latentlm.models.transformer import TransformerConfig
 from latentlm.nn.keyed_noise import keyed_normal, keyed_uniform
@@ -51,6 +52,19 @@ def guided_draws(cond: GaussianMixture, uncond: GaussianMixture, cfg_scale: floa
         normal=keyed_normal(0, keys, (num_candidates, cond.means.shape[-1]), stream=2),
         selection=keyed_uniform(0, keys, (num_candidates,), stream=3),
     )
+
+
+@pytest.mark.parametrize("max_elements", [1, 100])
+def test_weighing_candidates_in_chunks_draws_the_same(max_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny_model(), tiny_batch()
+    with torch.no_grad():
+        cond, uncond = (
+            GaussianMixture(*(part[:, 2] for part in model.mixtures(labels, batch.tokens)))
+            for labels in (batch.labels, torch.full_like(batch.labels, SPACE.null_class))
+        )
+    at_once = guided_draws(cond, uncond, 1.5, 37)
+    monkeypatch.setattr(givt_mixture, "_MAX_ELEMENTS", max_elements)
+    assert torch.equal(guided_draws(cond, uncond, 1.5, 37), at_once)
 
 
 def test_the_loss_is_the_likelihood_of_torch_distributions_per_dimension() -> None:

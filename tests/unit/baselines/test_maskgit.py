@@ -322,6 +322,17 @@ def test_flops_equal_the_formula() -> None:
     assert guided == (plain.training, 2 * plain.generation)
 
 
+def test_weights_start_from_a_truncated_normal() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MaskGIT(tiny_config())
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            assert weight.abs().max() <= 0.04, name
+            # A normal of 0.02 cut at two deviations has 0.88 of its deviation; 160 numbers or more tell it to 6%.
+            assert weight.std().item() == pytest.approx(0.0176, rel=0.23), name
+
+
 def test_a_tiny_model_learns_four_pictures_by_label() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Next-token prediction of codes: the shift by one, the cache, guidance, and how codes are drawn."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import torch
 from tiny_models import randomise
 from torch import Tensor
 
-from latentlm.baselines.code_sampling import code_probabilities, draw_codes
 from latentlm.baselines.vq_ar import VQAR, CodeSamplingConfig, VQARConfig
 from latentlm.models.image_model import LabelledTokens, TokenSpace
 from latentlm.models.transformer import TransformerConfig
@@ -45,6 +45,21 @@ def drawn(model: VQAR, labels: list[int], *, sampling: CodeSamplingConfig, first
 @pytest.fixture
 def model() -> VQAR:
     return randomise(VQAR(tiny_config())).eval()
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_weights_start_as_in_llamagen(tie_embeddings: bool) -> None:
+    config = tiny_config(tie_embeddings=tie_embeddings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VQAR(config)
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2}
+    assert len(matrices) == 2 + 2 * 7 + (not tie_embeddings)
+    for name, weight in matrices.items():
+        # Relative standard error of a deviation of 160 numbers or more: 1 / sqrt(320) = 6%; four of them.
+        assert weight.std().item() == pytest.approx(0.02, rel=0.23), name
+    loss = model.losses(some_batch())["total"].item()
+    assert loss == pytest.approx(math.log(NUM_CODES), abs=0.1)  # logits near 0.02 sqrt(32) = 0.1
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
@@ -175,46 +190,6 @@ def test_a_tiny_model_learns_four_pictures_by_label() -> None:
         optimizer.step()
     # So sure of every code that sampling at temperature 1 gives it, too.
     assert torch.equal(drawn(model, [0, 1, 2, 3], sampling=CodeSamplingConfig()), tokens)
-
-
-# -- how codes are drawn -----------------------------------------------------------------------------------------------
-
-PROBABILITIES = torch.tensor([0.1, 0.4, 0.2, 0.3])
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, [0.1, 0.4, 0.2, 0.3]),
-        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
-        ({"top_k": 9}, [0.1, 0.4, 0.2, 0.3]),
-        ({"top_p": 0.65}, [0, 4 / 7, 0, 3 / 7]),
-        ({"top_p": 0.75}, [0, 4 / 9, 2 / 9, 3 / 9]),
-        ({"top_p": 0.01}, [0, 1, 0, 0]),
-        # Of what top_k leaves, 4/9 and 3/9 reach 0.75; of everything they would not.
-        ({"top_k": 3, "top_p": 0.75}, [0, 4 / 7, 0, 3 / 7]),
-        ({"temperature": 0.5}, [0.01 / 0.3, 0.16 / 0.3, 0.04 / 0.3, 0.09 / 0.3]),
-        ({"temperature": 0.0}, [0, 1, 0, 0]),
-    ],
-)
-def test_truncation_keeps_the_most_likely_codes(options: dict[str, float], expected: list[float]) -> None:
-    probabilities = code_probabilities(PROBABILITIES.log().expand(2, 3, 4), **options)  # type: ignore[arg-type]
-    # float32: seven digits.
-    torch.testing.assert_close(
-        probabilities, torch.tensor(expected, dtype=torch.float32).expand(2, 3, 4), atol=1e-6, rtol=0
-    )
-
-
-def test_drawing_inverts_the_cumulative_distribution() -> None:
-    uniform = torch.tensor([0.05, 0.15, 0.45, 0.55, 0.65, 0.75, 0.95])
-    assert draw_codes(PROBABILITIES.expand(7, 4), uniform).tolist() == [0, 1, 1, 2, 2, 3, 3]
-
-
-def test_a_code_of_probability_zero_is_never_drawn() -> None:
-    probabilities = torch.zeros(2, 4096)
-    probabilities[:, 100:300] = 1 / 200
-    extremes = torch.tensor([2.0**-24, 1 - 2.0**-24])  # what `keyed_uniform` can give
-    assert draw_codes(probabilities, extremes).tolist() == [100, 299]
 
 
 @pytest.mark.parametrize("options", [{"cfg_scale": float("nan")}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0}])

@@ -1,5 +1,7 @@
 """Groups of pictures of one class."""
 
+from dataclasses import replace
+
 import torch
 
 from latentlm.data import ImageDataConfig, PictureGroups, loader_factory, open_images
@@ -38,3 +40,27 @@ def test_batches_are_the_same_with_and_without_workers() -> None:
     )
     assert torch.equal(alone["image"], helped["image"])
     assert torch.equal(alone["key"], helped["key"])
+
+
+def test_every_picture_of_a_group_is_mirrored_by_a_key_of_its_own() -> None:
+    pictures = open_images(replace(DIGITS, horizontal_flip=True), part="train")
+    groups = PictureGroups(pictures, 4)
+    plain, epochs = groups.take(list(range(50))), torch.arange(50) // 25
+    batch = groups.augment(plain, seed=0, epochs=epochs)
+    assert batch.keys() == plain.keys()
+    is_mirrored = (batch["image"] == plain["image"].flip(-1)).flatten(2).all(-1)
+    is_kept = (batch["image"] == plain["image"]).flatten(2).all(-1)
+    assert (is_mirrored | is_kept).all()
+    assert is_mirrored.any(dim=0).all(), "at every place of a group"
+    assert is_kept.any(dim=0).all()
+    assert abs(is_mirrored.double().mean() - 0.5) < 0.142  # four standard errors of 200
+    part = {name: values[:10] for name, values in plain.items()}
+    again = groups.augment(part, seed=0, epochs=epochs[:10])
+    assert torch.equal(again["image"], batch["image"][:10]), "whatever the batch"
+    assert not torch.equal(groups.augment(plain, seed=0, epochs=epochs + 1)["image"], batch["image"])
+
+
+def test_held_out_groups_are_not_mirrored() -> None:
+    groups = PictureGroups(open_images(replace(DIGITS, horizontal_flip=True), part="validation"), 4)
+    plain = groups.take([0, 1, 2])
+    assert torch.equal(groups.augment(plain, seed=0, epochs=torch.zeros(3, dtype=torch.long))["image"], plain["image"])

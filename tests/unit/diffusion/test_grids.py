@@ -64,3 +64,40 @@ def test_grids_that_repeat_timesteps_are_refused(num_steps: int, spacing: Any) -
 def test_leading_flow_matching_is_refused() -> None:
     with pytest.raises(ValueError, match="short of pure noise"):
         make_grid(FLOW, 10, "leading")
+
+
+@pytest.mark.parametrize(
+    ("process", "spacing"),
+    [
+        (process, spacing)
+        for process in (DDPM, ZERO_SNR, FLOW)
+        for spacing in ("linspace", "leading", "trailing", "logsnr")
+        if process is not FLOW or spacing != "leading"
+    ],
+)
+@pytest.mark.parametrize("num_steps", [1, 7, 20])
+def test_a_bound_on_the_log_snr_cuts_the_noisy_end_and_nothing_else(
+    process: DiffusionProcess, spacing: Any, num_steps: int
+) -> None:
+    grid = make_grid(process, num_steps, spacing, min_log_snr=-3.0)
+    assert grid.num_steps == num_steps
+    assert grid.ends_at_data
+    assert (torch.tensor(grid.log_snr).diff() > 0).all()
+    assert grid.log_snr[0] >= -3.0 - 1e-12  # flow matching starts there exactly, up to float64 rounding
+    if spacing != "leading":  # which starts short of the noisiest timestep that is allowed
+        noisier = grid.timesteps[:1] + (-1e-6 if process is FLOW else 1.0)
+        alpha, sigma = process.signal_and_noise(noisier, dtype=torch.float64)
+        assert (alpha.log() - sigma.log()).item() < -3.0
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "logsnr"])
+def test_a_bound_below_the_schedule_changes_nothing(spacing: Any) -> None:
+    grids = make_grid(DDPM, 20, spacing), make_grid(DDPM, 20, spacing, min_log_snr=-50.0)
+    assert all(torch.equal(*pair) for pair in zip(*grids, strict=True))
+
+
+def test_a_bound_that_leaves_too_few_timesteps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"min_log_snr=50\.0 leaves no timestep"):
+        make_grid(DDPM, 1, "linspace", min_log_snr=50.0)
+    with pytest.raises(ValueError, match=r"schedule of 1000, of which \d+ have a log-SNR of 3\.0 or more"):
+        make_grid(DDPM, 100, "linspace", min_log_snr=3.0)

@@ -139,6 +139,7 @@ def test_a_grid_out_of_the_parameterisations_reach_is_refused() -> None:
         ({"num_inference_steps": 0}, "at least one step"),
         ({"order": 4}, "order is 4 but dpm_multistep has orders 1 to 3"),
         ({"name": "dpm_sde", "order": 3}, "order is 3 but dpm_sde has orders 1 to 2"),
+        ({"min_log_snr": float("-inf")}, "min_log_snr is -inf; it must be a finite number, or null"),
         ({"name": "ddim", "eta": 1.5}, "lies between 0"),
         ({"name": "ddpm", "eta": 0.5}, "eta is a setting of ddim"),
     ],

@@ -165,6 +165,51 @@ def test_the_trial_with_the_smallest_selector_distance_is_chosen_for_every_row(
     assert best == pytest.approx(select_score(samples, judges), rel=1e-9)
 
 
+def test_refinements_are_tried_over_the_best_trial_and_the_best_of_all_is_taken(make_context: MakeContext) -> None:
+    options = OPTIONS | {
+        "trials": [{"cfg_scale": 2.0, "grain.noise": 0.4}, {"cfg_scale": 3.0, "grain.noise": 0.2}],
+        "refinements": [{"grain.noise": 0.7}, {"grain.noise": 0.02}],
+    }
+    result = image_generator(make_context(options))
+    assert [trial["changes"] for trial in result["trials"][2:]] == [
+        {"cfg_scale": 3.0, "grain.noise": 0.7},
+        {"cfg_scale": 3.0, "grain.noise": 0.02},
+    ]
+    assert result["chosen"] == {"cfg_scale": 3.0, "grain.noise": 0.02}
+
+
+def test_a_row_may_ignore_what_was_chosen(make_context: MakeContext) -> None:
+    options = OPTIONS | {"rows": {"plain": {"changes": {"cfg_scale": 1.0}, "from_defaults": True}}}
+    (row,) = image_generator(make_context(options))["rows"].values()
+    assert row["sampling"] == {"cfg_scale": 1.0, "grain": {"noise": 0.0}}
+
+
+def test_a_setting_that_cannot_be_drawn_is_recorded_and_not_chosen(make_context: MakeContext, judges: Judges) -> None:
+    class Fragile(Copier):
+        def generate_images(self, labels: Any, *, sampling: Any = None, **others: Any) -> Tensor:
+            if sampling.grain.noise == 0.05:
+                raise ValueError("the latents hold NaN")
+            return super().generate_images(labels, sampling=sampling, **others)
+
+    load = lambda folder: Fragile(judges.test, folder.name, [], None)  # noqa: E731
+    result = image_generator(make_context(load=load))
+    assert result["trials"][1]["selector_frechet"] is None
+    assert result["trials"][1]["failure"] == "the latents hold NaN"
+    assert result["chosen"]["grain.noise"] == 0.4
+    with pytest.raises(ValueError, match="not one setting of another could be drawn: the latents hold NaN"):
+        image_generator(make_context(OPTIONS | {"trials": [{"grain.noise": 0.05}] * 2}, load=load, name="another"))
+
+
+def test_the_ceiling_is_what_the_tokenizer_lets_through(make_context: MakeContext, judges: Judges) -> None:
+    result = image_generator(make_context())
+    tokenizer = Copier(judges.test, "model", [], None).image_tokenizer
+    real = real_images(judges, "test", NUM_SAMPLES)
+    with torch.no_grad():
+        latents = tokenizer.sample_keyed(tokenizer.posterior(real.images), 0, torch.arange(NUM_SAMPLES))  # type: ignore[union-attr]
+        decoded = tokenizer.decode(latents)
+    assert result["ceiling"] == score_samples(LabelledImages(images=decoded, labels=real.labels), judges).as_json()
+
+
 def test_rows_write_their_changes_over_the_chosen_setting(make_context: MakeContext, judges: Judges) -> None:
     context = make_context()
     rows = image_generator(context)["rows"]

@@ -45,6 +45,23 @@ def test_no_more_jobs_run_at_a_time_than_allowed(tmp_path: Path) -> None:
     assert max(map(int, (tmp_path / "counts").read_text().split())) <= 2
 
 
+def test_a_job_that_wants_to_be_alone_runs_after_all_others_and_with_none(tmp_path: Path) -> None:
+    script = f"cd '{tmp_path}'; echo {{0}} >> order; touch r.$$; ls r.* | wc -l >> {{0}}; sleep 0.15; rm r.$$"
+    jobs = [Job("timed", alone=True), Job("a"), Job("bad"), Job("lost", ("bad",), alone=True), Job("also", alone=True)]
+    jobs += [Job("b", ("a",)), Job("c")]
+    scripts = {job.name: script.format(job.name) for job in jobs} | {"bad": "exit 1"}
+    outcome = run_jobs(jobs, shell(tmp_path, **scripts), num_parallel=3, log_dir=tmp_path / "logs")
+    assert (tmp_path / "order").read_text().split()[-2:] == ["timed", "also"]
+    assert [(tmp_path / name).read_text().strip() for name in ("timed", "also")] == ["1", "1"]
+    assert sorted(outcome.done) == ["a", "also", "b", "c", "timed"]
+    assert set(outcome.failed) == {"bad", "lost"}
+
+
+def test_what_needs_a_job_that_is_alone_follows_it(tmp_path: Path) -> None:
+    jobs = [Job("timed", alone=True), Job("after", ("timed",)), Job("a")]
+    assert run_jobs(jobs, shell(tmp_path), num_parallel=2, log_dir=tmp_path / "logs").done == ["a", "timed", "after"]
+
+
 def test_a_failure_takes_only_those_that_need_it_and_shows_its_last_lines(tmp_path: Path) -> None:
     jobs = [Job("bad"), Job("hopeless", ("bad",)), Job("worse", ("hopeless",)), Job("good")]
     outcome = run_jobs(jobs, shell(tmp_path, bad="echo the reason; exit 3"), num_parallel=2, log_dir=tmp_path / "logs")

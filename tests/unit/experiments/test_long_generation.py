@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from latentlm.evaluation.judges import Judges
 from latentlm.experiments import image_protocols
 from latentlm.experiments.long_generation import LongGenerationOptions, long_generation
 from latentlm.experiments.protocol import MeasureContext
+from latentlm.tokenizers.base import Posterior
 
 NUM_DOCUMENTS, NUM_PICTURES, PER_BIN = 24, 6, 2
 OPTIONS = {
@@ -40,9 +41,18 @@ class Patches:
     def encode(self, images: Tensor) -> Tensor:
         return images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(1, 3)  # (B, N, 16)
 
-    def decode(self, latents: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        patches = latents.view(len(latents), *grid, 4, 4).transpose(2, 3)
-        return patches.reshape(len(latents), 1, 4 * grid[0], 4 * grid[1])
+    def posterior(self, images: Tensor) -> Posterior:
+        return Posterior(self.encode(images), None)
+
+    def sample_keyed(self, posterior: Posterior, seed: int, keys: Tensor) -> Tensor:
+        return posterior.mean
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.view(len(latents), 2, 2, 4, 4).transpose(2, 3).reshape(len(latents), 1, 8, 8)
+
+
+Journal = list[tuple[list[int], list[int], int]]
+"""Labels, seeds and the length of the given past of every drawing."""
 
 
 class PowerCutError(Exception):
@@ -54,25 +64,28 @@ class Fading:
 
     num_classes = 10
     image_tokenizer = Patches()
+    tokenizers: ClassVar = {"image": image_tokenizer}
 
-    def __init__(self, judges: Judges, journal: list[tuple[list[int], list[int]]], cut_at: int | None) -> None:
+    def __init__(self, judges: Judges, journal: Journal, cut_at: int | None) -> None:
         self.real, self.journal, self.cut_at = judges.test, journal, cut_at
 
     def sampling_with(self, changes: Mapping[str, Any]) -> float:
         return changes["fading"]
 
-    def draw_tokens(
-        self, labels: Sequence[int], seeds: Sequence[int], sampling: float, grid: tuple[int, int]
+    def continue_latents(
+        self, labels: Sequence[int], prefix: Tensor | None, num_latents: int, *, seeds: Sequence[int], sampling: float
     ) -> Tensor:
         if len(self.journal) == self.cut_at:
             raise PowerCutError
-        assert grid == (NUM_PICTURES * 2, 2), "a document is a picture of K times the height"
-        self.journal.append((list(labels), list(seeds)))
+        self.journal.append((list(labels), list(seeds), 0 if prefix is None else prefix.shape[1]))
         documents = []
-        for label, seed in zip(labels, seeds, strict=True):
+        for number, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
             members = self.real.images[self.real.labels == label]
+            if prefix is not None:  # the past is what it should be: real pictures of the class
+                past = self.tokenizers["image"].decode(prefix[number].unflatten(0, (-1, 4)))
+                assert all((members == picture).flatten(1).all(dim=1).any() for picture in past)
             first = self.image_tokenizer.encode(members[seed % len(members)][None])[0]  # (4, 16)
-            documents.append(torch.cat([first * (1 - sampling * place) for place in range(NUM_PICTURES)]))
+            documents.append(torch.cat([first * (1 - sampling * place) for place in range(num_latents // 4)]))
         return torch.stack(documents)
 
 
@@ -91,7 +104,7 @@ def make_context(tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
     def make(
         options: Mapping[str, Any] = OPTIONS,
         *,
-        journal: list[tuple[list[int], list[int]]] | None = None,
+        journal: Journal | None = None,
         cut_at: int | None = None,
         name: str = "cell",
     ) -> MeasureContext:
@@ -123,11 +136,15 @@ def drawn_pictures(judges: Judges) -> tuple[Tensor, Tensor]:
 
 
 def test_classes_take_turns_and_seeds_do_not_depend_on_the_batches(make_context: MakeContext) -> None:
-    journal: list[tuple[list[int], list[int]]] = []
+    journal: Journal = []
     long_generation(make_context(journal=journal))
-    assert [len(labels) for labels, _ in journal] == [10, 10, 4]
-    assert [label for labels, _ in journal for label in labels] == [number % 10 for number in range(NUM_DOCUMENTS)]
-    assert [seed for _, seeds in journal for seed in seeds] == list(range(100, 100 + NUM_DOCUMENTS))
+    assert [(len(labels), past) for labels, _, past in journal] == [
+        (rows, past) for past in (0, 2 * 4, 4 * 4) for rows in (10, 10, 4)
+    ], "documents first, then the control of every bin but the first, which has no past"
+    for start in (0, 3, 6):
+        one_round = journal[start : start + 3]
+        assert [label for labels, _, _ in one_round for label in labels] == [n % 10 for n in range(NUM_DOCUMENTS)]
+        assert [seed for _, seeds, _ in one_round for seed in seeds] == list(range(100, 100 + NUM_DOCUMENTS))
 
 
 def test_variance_is_reported_for_every_picture_of_a_document(make_context: MakeContext, judges: Judges) -> None:
@@ -145,29 +162,33 @@ def test_variance_is_reported_for_every_picture_of_a_document(make_context: Make
 def test_bins_hold_their_pictures_with_the_documents_labels(make_context: MakeContext, judges: Judges) -> None:
     result = long_generation(make_context())
     pictures, labels = drawn_pictures(judges)
-    panel = judges.panel
-    assert [entry["first_picture"] for entry in result["bins"]] == [0, 2, 4]
-    for entry in result["bins"]:
-        start = entry["first_picture"]
-        shown = torch.cat([pictures[:, start], pictures[:, start + 1]])
+    assert result["first_picture"] == [0, 2, 4]
+    for number, start in enumerate(result["first_picture"]):
+        # The control begins anew at every bin, so it does not fade any further.
+        for name, shown in (("free", pictures[:, start : start + 2]), ("forced", pictures[:, :2])):
+            check_scores({key: values[number] for key, values in result[name].items()}, shown, labels, judges)
+
+
+def check_scores(scores: Mapping[str, float], pictures: Tensor, labels: Tensor, judges: Judges) -> None:
+    panel, flat = judges.panel, pictures.flatten(0, 1)
+    assert scores["accuracy"] == pytest.approx(panel.judge.accuracy(flat, labels.repeat_interleave(2)))
+    assert scores["variance"] == pytest.approx(pictures.double().var().item(), rel=1e-5)
+    for name, space, real in (
+        ("frechet", panel.judge, panel.reference_features),
+        ("frechet_second_space", panel.second_space, panel.reference_second_features),
+    ):
         # Order within a bin changes nothing but the order of float sums.
-        assert entry["accuracy"] == pytest.approx(panel.judge.accuracy(shown, labels.repeat(2)))
-        for name, space, real in (
-            ("frechet", panel.judge, panel.reference_features),
-            ("frechet_second_space", panel.second_space, panel.reference_second_features),
-        ):
-            assert entry[name] == pytest.approx(frechet_distance(space.features(shown), real), rel=1e-4)
-    assert result["by_bin"] == {name: [entry[name] for entry in result["bins"]] for name in result["bins"][0]}
+        assert scores[name] == pytest.approx(frechet_distance(space.features(flat), real), rel=1e-4)
 
 
-def test_drift_is_the_last_bin_minus_the_first_and_sees_the_fading(make_context: MakeContext) -> None:
+def test_excess_is_what_is_left_of_the_fading_after_the_control(make_context: MakeContext) -> None:
     result = long_generation(make_context())
-    first, last = result["bins"][0], result["bins"][-1]
-    assert result["drift"].keys() == {"accuracy", "frechet", "frechet_second_space"}
-    for name, drift in result["drift"].items():
-        assert drift == last[name] - first[name]
+    for name, values in result["excess"].items():
+        assert values == [a - b for a, b in zip(result["free"][name], result["forced"][name], strict=True)]
+        assert values[0] == 0, "the first bin has no past"
+        assert result["drift"][name] == values[-1]
     # The judge's GroupNorm hardly sees contrast; the second space does.
-    assert last["frechet_second_space"] > 1.5 * first["frechet_second_space"]
+    assert 0 < result["excess"]["frechet_second_space"][1] < result["drift"]["frechet_second_space"]
     steady = long_generation(make_context({**OPTIONS, "changes": {"fading": 0.0}}, name="steady"))
     assert set(steady["drift"].values()) == {0.0}, "every picture is the first one"
 
@@ -188,11 +209,11 @@ def test_the_picture_shows_ten_documents_and_the_first_picture_of_each_bin(make_
         assert picture.size == (3 * 68 + 4, 10 * 68 + 4)
 
 
-@pytest.mark.parametrize("cut_at", [0, 1, 2])
+@pytest.mark.parametrize("cut_at", [0, 2, 5])
 def test_after_a_kill_only_the_missing_documents_are_drawn(make_context: MakeContext, cut_at: int) -> None:
-    whole: list[tuple[list[int], list[int]]] = []
+    whole: Journal = []
     expected = long_generation(make_context(journal=whole, name="whole"))
-    journal: list[tuple[list[int], list[int]]] = []
+    journal: Journal = []
     with pytest.raises(PowerCutError):
         long_generation(make_context(journal=journal, cut_at=cut_at))
     assert long_generation(make_context(journal=journal)) == expected

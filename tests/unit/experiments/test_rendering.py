@@ -12,7 +12,8 @@ from toy_experiment import toy_definition
 from latentlm.experiments import ExperimentDefinition, expand, page_text, render
 from latentlm.experiments.definition import ColumnDefinition, PicturesDefinition, PlotDefinition, TableDefinition
 from latentlm.experiments.plots import Point, draw_plot, series_of
-from latentlm.experiments.runner import record_path
+from latentlm.experiments.resolution import as_written
+from latentlm.experiments.results import record_path
 
 PLOT = PlotDefinition(name="width", title="Width by seed", of="scores", x="axes.seed", y="result.width")
 
@@ -62,7 +63,8 @@ By hand.
 | floor |  |  | 5 |
 
 Measured 2026-01-01 with latentlm 0.1.0 on: A CPU, 2 of 4 cores, torch 2.11. Seconds are of the clock, over all \
-processes of a job, work repeated after an interruption included.
+processes of a job, work repeated after an interruption included. Code: commit 01234567, commit 89abcdef with \
+uncommitted changes, no known commit.
 """
 
 
@@ -75,13 +77,22 @@ def definition() -> ExperimentDefinition:
 
 
 def write_record(results: Path, cell: str, **result: Any) -> None:
+    """A record of the toy as it is defined now."""
+    expansion = expand(toy_definition())
+    run = expansion.cells[cell].run
     machine = {"cpu": "A CPU", "gpu": None, "threads": 2, "cores": 4, "torch": "2.11"}
     trained = {"train": 1234.0, "train_used": 60.0} if "." in cell else {}
     record = {
         "format_version": 1,
         "cell": cell,
         "definition_hash": "",
-        "axes": {"seed": int(cell[-1])} if "=" in cell else {},
+        "axes": dict(expansion.cells[cell].axes),
+        "as_written": None if run is None else as_written(run, expansion.runs),
+        "definition": {"run": {} if run else None, "protocol": "toy", "options": dict(expansion.cells[cell].options)},
+        "code": {
+            "train": {"commit": "0123456789", "dirty": False} if run else None,
+            "measure": {"commit": "89abcdef01", "dirty": True} if run else None,
+        },
         "seconds": {**trained, "measure": 5.4},
         "machine": {"train": machine if trained else None, "measure": machine},
         "result": result,
@@ -105,6 +116,66 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_page_is_made_of_records_notes_and_pictures(results: Path) -> None:
     assert page_text(definition(), results) == PAGE
+
+
+def with_changed(**changes: Any) -> ExperimentDefinition:
+    measurements = dict(toy_definition().measurements)
+    measurements["scores"] = replace(measurements["scores"], **changes)
+    return replace(definition(), measurements=measurements)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"options": {"scale": 20}}, "options.scale: 10, now 20"),
+        ({"alone": True}, "alone: false, now true"),
+    ],
+)
+def test_what_was_measured_otherwise_is_called_outdated_and_shown_nowhere(
+    results: Path, changes: dict[str, Any], reason: str
+) -> None:
+    page = page_text(with_changed(**changes), results)
+    assert f"outdated, being measured by another definition: `scores.narrow-seed=0` ({reason})." in page
+    assert "1 of 5 cells are measured; not run: `scores.narrow-seed=1`, `scores.wide-seed=0`" in page
+    assert "| Narrow | outdated, not run |" in page
+    assert "scores.narrow-seed=0.samples.png" not in page
+    assert "width.png" not in page
+
+
+def test_a_run_that_is_written_otherwise_is_outdated_and_habits_of_logging_are_not(results: Path) -> None:
+    def page_with(run: str, **fields: Any) -> str:
+        runs = dict(toy_definition().runs)
+        runs[run] = replace(runs[run], set={**runs[run].set, **fields})
+        return page_text(replace(definition(), runs=runs), results)
+
+    assert "`scores.narrow-seed=0` (run.set.width: null, now 5.0)" in page_with("narrow", width=5.0)
+    assert "(run.uses.tokenizer.set.width: null, now 5.0)" in page_with("tokenizer", width=5.0)
+    assert page_with("narrow", **{"trainer.log_every": 1}) == PAGE
+
+
+def test_records_from_before_code_and_wording_were_noted_are_shown(results: Path) -> None:
+    for path in (results / "toy" / "cells").glob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: record[key] for key in record if key not in ("code", "as_written")}))
+    assert page_text(definition(), results) == PAGE.partition(" Code: ")[0] + "\n"
+
+
+def test_records_of_cells_that_are_gone_are_listed(results: Path) -> None:
+    cells = results / "toy" / "cells"
+    (cells / "scores.old-seed=0.json").write_bytes((cells / "floor.json").read_bytes())
+    sentence = "Left over from cells that the experiment no longer has, and not shown: `scores.old-seed=0`."
+    assert sentence in page_text(definition(), results)
+
+
+def test_the_page_says_what_was_measured_alone(results: Path) -> None:
+    path = record_path(results, "toy", "scores.narrow-seed=0")
+    record = json.loads(path.read_text())
+    record["definition"]["alone"] = True
+    path.write_text(json.dumps(record))
+    page = page_text(with_changed(alone=True), results)
+    assert "| scores.narrow-seed=0 | 1,234 | 60 | 5, alone |" in page
+    assert "Alone: measured alone, while no other job of the experiment ran." in page
+    assert "Alone:" not in PAGE
 
 
 def test_rendering_twice_gives_the_same_bytes(results: Path) -> None:

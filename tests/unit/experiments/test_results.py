@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentlm.experiments import compare, summarise
-from latentlm.experiments.results import definition_hash, differences, look_up, read_record
+from latentlm.experiments.results import definition_hash, differences, listed, look_up, read_record
 from latentlm.storage import write_json
 
 
@@ -18,6 +18,18 @@ def test_a_hash_ignores_the_order_of_keys_and_nothing_else() -> None:
 def test_differences_name_the_fields() -> None:
     old, new = {"recipe": {"lr": 0.1, "same": 1}}, {"recipe": {"lr": 0.2, "same": 1, "more": "x"}}
     assert differences(old, new) == ["recipe.lr: 0.1, now 0.2", 'recipe.more: null, now "x"']
+
+
+def test_what_only_one_side_has_is_no_difference_of_what_is_shared() -> None:
+    old = {"lr": 0.1, "gone": 1, "layers": [{"size": 1}, {"size": 2}], "betas": [0.9, 0.98]}
+    new = {"lr": 0.1, "added": 1, "layers": [{"size": 1, "added": 1}, {"size": 3}], "betas": (0.9, 0.98)}
+    assert differences(old, new, shared_only=True) == ["layers.1.size: 2, now 3"]
+    assert differences({"a": None}, {"a": {"b": 1}}, shared_only=True) == ['a: null, now {"b": 1}']
+
+
+def test_only_the_first_differences_are_listed() -> None:
+    assert listed(["a", "b"]) == "a; b"
+    assert listed(["a", "b", "c", "d", "e"]) == "a; b; c; and 2 more"
 
 
 def test_the_standard_error_is_that_of_the_mean() -> None:

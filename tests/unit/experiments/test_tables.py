@@ -87,6 +87,31 @@ def test_a_row_that_mixes_more_than_seeds_is_refused() -> None:
     assert make_table(table, cells, {}).splitlines()[2] == "| narrow | 0.1 | not run |"
 
 
+def test_cells_measured_with_different_rulers_are_refused() -> None:
+    table = replace(TABLE, same=["result.judge"])
+
+    def judged(**judges: Any) -> dict[str, Any]:
+        found = records(**dict.fromkeys(judges, 1.0))
+        for record, judge in zip(found.values(), judges.values(), strict=True):
+            record["result"] |= {} if judge is None else {"judge": judge}
+        return found
+
+    assert lines_of(table, judged(narrow0="a", wide0="a"))[2] == "| Narrow | 1.0, not run |"
+    with pytest.raises(ValueError) as refused:
+        lines_of(table, judged(narrow0="a", narrow1="a", wide0="b"))
+    sentence = 'must share \'result.judge\', but scores.narrow-seed=0 has "a" and scores.wide-seed=0 has "b"'
+    assert sentence in str(refused.value)
+    with pytest.raises(ValueError, match=r"scores.wide-seed=0 has nothing at 'result.judge'"):
+        lines_of(table, judged(narrow0="a", wide0=None))
+    assert lines_of(table, {}), "nothing measured: nothing to differ"
+
+
+def test_an_outdated_cell_is_called_so() -> None:
+    cells = expand(toy_definition()).cells_of(TABLE.of, {})
+    lines = make_table(TABLE, cells, records(narrow0=10.0), {"scores.narrow-seed=1"}).splitlines()
+    assert lines[2] == "| Narrow | 10.0, outdated |"
+
+
 def test_a_path_that_leads_nowhere_in_all_records_is_refused() -> None:
     table = replace(TABLE, columns=(replace(WIDTH, path="result.widht"),))
     with pytest.raises(ValueError, match=r"'T': no measured cell has anything at 'result.widht'"):

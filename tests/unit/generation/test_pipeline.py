@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import randomise, tiny_class_config, tiny_image_tokenizer, tiny_mixed_config
+from torch import Tensor
 
 from latentlm.catalog import load
 from latentlm.diffusion.solvers import SolverConfig
@@ -76,6 +77,26 @@ def test_pictures_do_not_depend_on_the_batch_and_can_have_other_sizes(pipeline: 
     assert torch.allclose(together, split, atol=1e-4)  # products of other sizes round differently
     assert pipeline.generate_images([1], height=4, width=12).shape == (1, 1, 4, 12)
     assert pipeline.generate_images([]).shape == (0, 1, 8, 8)
+
+
+def test_latents_are_continued_from_what_stands_before_them(pipeline: LatentLMPipeline) -> None:
+    sampling = pipeline.sampling_with({"cfg_scale": 1.0})
+    latent_dim = pipeline.image_tokenizer.latent_dim
+    prefix = torch.randn(2, 5, latent_dim, generator=torch.Generator().manual_seed(0))
+
+    def continued(labels: list[int | None], given: Tensor | None, seeds: list[int]) -> Tensor:
+        return pipeline.continue_latents(labels, given, 3, seeds=seeds, sampling=sampling)
+
+    both = continued([1, 2], prefix, [7, 8])
+    assert both.shape == (2, 3, latent_dim)
+    # Rows of a batch equal solo runs up to the order of float sums.
+    torch.testing.assert_close(continued([2], prefix[1:], [8])[0], both[1], atol=1e-4, rtol=1e-4)
+    changed = prefix.clone()
+    changed[:, 0] += 1
+    assert not torch.allclose(continued([1, 2], changed, [7, 8]), both, atol=1e-2), "the first given latent counts"
+    assert torch.equal(continued([1, 2], None, [7, 8]), pipeline.draw_tokens([1, 2], [7, 8], sampling, (3, 1)))
+    with pytest.raises(ValueError, match="does not see the prefix"):
+        pipeline.continue_latents([1, 2], prefix, 3, seeds=[7, 8], sampling=pipeline.sampling_with({"cfg_scale": 2.0}))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -160,9 +160,6 @@ def test_the_optimizer_owns_the_model_and_the_tokenizer_stays_frozen(objective: 
     assert owned == set(objective.model.parameters())
     assert objective.ema_modules() == {"model": objective.model}
     assert not any(p.requires_grad for p in objective.tokenizer.parameters())
-    assert not objective.model.activation_checkpointing
-    objective.enable_activation_checkpointing()
-    assert objective.model.activation_checkpointing
 
 
 def test_sampling_and_saving_leave_the_model_in_training_mode(objective: ImageModelObjective, tmp_path: Path) -> None:
@@ -219,6 +216,13 @@ def test_recipes_that_do_not_fit_are_refused_with_what_mends_them(tokenizers: di
     build(recipe)[0].save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="holds a 'dit', which is none of the tokenizers"):
         build(replace(recipe, tokenizer=str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("kind", ["dit", "latentlm"])
+def test_pictures_of_another_size_than_the_tokenizers_are_refused(kind: str, tokenizers: dict[str, Path]) -> None:
+    recipe = tiny_recipe(kind, tokenizers["latents"])
+    with pytest.raises(ValueError, match=r"trained on pictures of 8 x 8 but the data have 16 x 16; pass --data"):
+        build(replace(recipe, data=replace(recipe.data, image_size=16)))
 
 
 def test_the_seed_of_the_run_alone_decides_the_initial_weights(tokenizers: dict[str, Path]) -> None:

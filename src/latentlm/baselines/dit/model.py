@@ -139,6 +139,7 @@ class DiT(ImageModel):
         super().__init__()
         self.config = config
         self.check_space()
+        self.activation_checkpointing = False
         self.process = DiffusionProcess(config.diffusion)
         space, hidden_size = config.space, config.hidden_size
         self.latent_proj = nn.Linear(space.latent_dim, hidden_size, bias=False)
@@ -157,6 +158,10 @@ class DiT(ImageModel):
         nn.init.normal_(self.label_embedding.weight, std=0.02)
         if self.position_embedding is not None:
             nn.init.normal_(self.position_embedding, std=0.02)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the blocks in the backward pass."""
+        self.activation_checkpointing = True
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         """What is added to the tokens of a grid, in the weights' type.

@@ -13,6 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+_MAX_ELEMENTS = 2**22
+"""Numbers in one temporary tensor of guidance, pictures · candidates · K · C: 16 MB, however many
+candidates."""
+
 
 class GaussianMixture(NamedTuple):
     """One mixture for every item of the leading axes, in float32."""
@@ -93,8 +97,13 @@ def sample_guided(
         selection: In (0, 1), decides which candidate is kept (Gumbel-max).
     """
     cond, uncond = (GaussianMixture(*(part[:, None] for part in mixture)) for mixture in (cond, uncond))
-    candidates = cond.sample(uniform, normal)  # (B, S, C)
-    log_weights = (cfg_scale - 1) * (cond.log_prob(candidates) - uncond.log_prob(candidates))
+    chunk = max(1, _MAX_ELEMENTS // cond.means.numel())
+    drawn, log_ratios = [], []
+    for part, part_normal in zip(uniform.split(chunk, dim=1), normal.split(chunk, dim=1), strict=True):
+        drawn.append(cond.sample(part, part_normal))
+        log_ratios.append(cond.log_prob(drawn[-1]) - uncond.log_prob(drawn[-1]))
+    candidates = torch.cat(drawn, dim=1)  # (B, S, C)
+    log_weights = (cfg_scale - 1) * torch.cat(log_ratios, dim=1)  # (B, S)
     gumbel = -torch.log(-torch.log(selection))
     kept = (log_weights + gumbel).argmax(dim=-1)  # (B,)
     return candidates.take_along_dim(kept[:, None, None], dim=1)[:, 0]

@@ -74,6 +74,10 @@ class GIVT(ImageModel):
         # would start alike, get the same gradient, and stay one component.
         nn.init.normal_(self.embed_labels.weight, std=0.02)
 
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the Transformer's layers in the backward pass."""
+        self.transformer.activation_checkpointing = True
+
     def mixtures(self, labels: Int[Tensor, "B"], latents: Float[Tensor, "B N C"]) -> GaussianMixture:
         """Mixture [B, N] of every latent given the class and the latents before it.
 

@@ -120,6 +120,11 @@ class MAR(ImageModel):
             nn.init.normal_(table, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the layers of encoder and decoder in the backward pass."""
+        self.encoder.activation_checkpointing = True
+        self.decoder.activation_checkpointing = True
+
     # -- the backbone -------------------------------------------------------------------------------------------------
 
     def hidden_states(

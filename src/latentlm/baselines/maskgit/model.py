@@ -86,10 +86,14 @@ class MaskGIT(ImageModel):
         self._initialise()
 
     def _initialise(self) -> None:
-        # All tables N(0, 0.02): LatentLM's, and MaskGIT's but for the truncated tails. Linear layers keep PyTorch's
-        # default, as LatentLM's do.
-        for table in (self.embed_classes, self.embed_codes, self.embed_positions):
-            nn.init.normal_(table.weight, std=0.02)
+        # All linear layers and tables N(0, 0.02) cut at two deviations, as in the authors' code (from BERT).
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the Transformer's layers in the backward pass."""
+        self.transformer.activation_checkpointing = True
 
     @property
     def mask_id(self) -> int:

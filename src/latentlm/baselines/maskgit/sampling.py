@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentlm.baselines.code_sampling import code_probabilities, draw_codes
+from latentlm.generation.text_sampling import sample_untruncated
 from latentlm.nn.keyed_noise import keyed_uniform
 
 # Streams of the keyed noise of one picture: which code is drawn, and how sure of it the model seems.
@@ -101,8 +101,8 @@ def parallel_decode(
         keys = torch.full_like(seeds, iteration)
         is_masked = codes == mask_id
         logits = predict(codes, iteration).float()  # (B, N, V)
-        probabilities = code_probabilities(logits, temperature=sampling.temperature)
-        drawn = draw_codes(probabilities, keyed_uniform(seeds, keys, (num_tokens,), stream=CODE_STREAM))
+        uniform = keyed_uniform(seeds, keys, (num_tokens,), stream=CODE_STREAM)
+        drawn = sample_untruncated(logits, float(sampling.temperature), uniform)
         confidence = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]  # (B, N)
         gumbel = -(-keyed_uniform(seeds, keys, (num_tokens,), stream=CHOICE_STREAM).log()).log()
         spread = sampling.choice_temperature * (1 - (iteration + 1) / sampling.num_iterations)

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentlm.baselines.code_sampling import code_probabilities, draw_codes
 from latentlm.baselines.vq_ar.sampling import CodeSamplingConfig
 from latentlm.diffusion.guidance import guide
+from latentlm.generation.text_sampling import sample_ids
 from latentlm.models.image_model import ImageModel, LabelledTokens, TokenSpace
 from latentlm.models.transformer import Transformer, TransformerConfig
 from latentlm.nn.flops import ImageFlops, count_flops
@@ -60,11 +60,15 @@ class VQAR(ImageModel):
         self._initialise()
 
     def _initialise(self) -> None:
-        # As LatentLM: tables and softmax head N(0, 0.02), linear layers PyTorch's default. LlamaGen's head starts at
-        # zero instead; both begin close to log V nats.
-        tables = [self.embed_classes, self.embed_codes] + ([] if self.lm_head is None else [self.lm_head])
-        for table in tables:
-            nn.init.normal_(table.weight, std=0.02)
+        # All linear layers and tables N(0, 0.02), as in LlamaGen. Its head starts at zero, which a tied table cannot;
+        # this small, it too begins close to log V nats.
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the Transformer's layers in the backward pass."""
+        self.transformer.activation_checkpointing = True
 
     def hidden_states(self, labels: Int[Tensor, "B"], codes: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         """One vector per code, from the class and the codes before it.
@@ -134,11 +138,8 @@ class VQAR(ImageModel):
             if guided:
                 cond, uncond = logits.chunk(2)
                 logits = guide(cond, uncond, torch.full_like(cond[:, 0], sampling.cfg_scale))
-            probabilities = code_probabilities(
-                logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
-            )
             uniform = keyed_uniform(seeds, torch.full_like(seeds, index), stream=CODE_STREAM)
-            codes.append(draw_codes(probabilities, uniform))
+            codes.append(sample_ids(logits, sampling, uniform))
             inputs = self.embed_codes(codes[-1].repeat(2 if guided else 1))
         return torch.stack(codes, dim=1)
 

@@ -56,8 +56,8 @@ class ImageModelObjective(LabelledImageObjective):
     model: ImageModel
 
     def enable_activation_checkpointing(self) -> None:
-        """Ask the model to recompute its activations in the backward pass."""
-        self.model.activation_checkpointing = True
+        """Recompute the activations of the model's layers in the backward pass."""
+        self.model.enable_activation_checkpointing()
 
     def lay_out(self, batch: LabelledTokens) -> LabelledTokens:
         """As it is."""
@@ -91,7 +91,7 @@ def build_image_model(
     Raises:
         ValueError: If data, tokenizer and model do not fit together; the message names the flag that mends it.
     """
-    tokenizer = tokenizer_of_recipe(recipe.tokenizer)
+    tokenizer = tokenizer_of_recipe(recipe.tokenizer, recipe.data)
     dataset = open_training_data(recipe.data, recipe.latents, tokenizer.fingerprint())
     space = recipe.model.space.filled_from(token_space(tokenizer, num_classes=dataset.num_classes))
     if (space.latent_dim > 0) != (model_class.token_kind == "latents"):

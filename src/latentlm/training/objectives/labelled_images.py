@@ -230,18 +230,29 @@ def held_out_batches(
     return lambda: itertools.islice(make_loader(dataset, batch_size=batch_size, seed=0), num_batches)
 
 
-def tokenizer_of_recipe(folder: str | None) -> AnyImageTokenizer:
+def tokenizer_of_recipe(folder: str | None, data: ImageDataConfig) -> AnyImageTokenizer:
     """The image tokenizer that a recipe names, continuous or vector-quantized.
 
+    Args:
+        folder: Of the tokenizer.
+        data: The pictures it is to encode. Of another size they would give a grid that is not the one models draw.
+
     Raises:
-        ValueError: If it names none, or the folder holds something else.
+        ValueError: If none is named, the folder holds something else, or it was trained on pictures of another size.
     """
     if folder is None:
         raise ValueError(
             "the recipe names no tokenizer; train one first (latentlm train recipes/..._tokenizer.yaml --out RUN) and "
             "pass --tokenizer RUN/model"
         )
-    return load_image_tokenizer(folder)
+    tokenizer = load_image_tokenizer(folder)
+    size = tokenizer.config.image_size
+    if data.image_size != size:
+        raise ValueError(
+            f"the tokenizer in {folder} was trained on pictures of {size} x {size} but the data have "
+            f"{data.image_size} x {data.image_size}; pass --data.image_size {size}, or train a tokenizer for this size"
+        )
+    return tokenizer
 
 
 def token_space(tokenizer: AnyImageTokenizer, *, num_classes: int) -> TokenSpace:

@@ -155,7 +155,7 @@ def build_latentlm(
     Raises:
         ValueError: If data, tokenizer and model do not fit together; the message names the flag that mends it.
     """
-    tokenizer = tokenizer_of_recipe(recipe.tokenizer)
+    tokenizer = tokenizer_of_recipe(recipe.tokenizer, recipe.data)
     if not isinstance(tokenizer, ImageTokenizer):
         raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
     fingerprint = tokenizer.fingerprint()
