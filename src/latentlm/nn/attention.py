@@ -1,7 +1,7 @@
 """Scaled dot-product attention, by whichever form is fastest at training small models on a CPU.
 
-PyTorch's fused CPU kernel is made for long sequences: at a few dozen positions its backward pass in bfloat16 takes
-several times as long as the same formula written as two matrix products. Everywhere else the fused kernel is used.
+PyTorch's fused CPU kernel is made for long sequences: at a few dozen positions its backward pass in bfloat16 is slower
+than the same formula written as two matrix products. Everywhere else the fused kernel is used.
 
 Shapes: B batch, H query heads, G key-value heads, T queries, S keys, Dh head_dim.
 """
