@@ -104,7 +104,7 @@ def job_environment(environment: Mapping[str, str], *, num_parallel: int) -> dic
     return {
         "OMP_NUM_THREADS": str(max(1, num_usable_cores() // num_parallel)),
         # glibc: take large blocks from the heap and keep them. By default every step of a training on the CPU maps and
-        # unmaps its activations anew, and the page faults take about a tenth of its time.
+        # unmaps its activations anew, and the page faults cost time.
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         **environment,
