@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentlm.cli.generate import add_precision
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--raw", action="store_true", help="score the weights before averaging too (RUN/model_raw)")
     drawing.add_argument("--inception-weights", type=Path, metavar="FILE", help="adds FID and Inception score")
     drawing.add_argument("--batch-size", type=int, default=250, help="pictures drawn at a time (default: 250)")
+    add_precision(drawing)
     parser.add_argument(
         "--judges", type=Path, default=_DEFAULT_JUDGES, metavar="DIR", help=f"their cache (default: {_DEFAULT_JUDGES})"
     )
@@ -106,7 +109,11 @@ def _score_generators(
     available = len(judges.test if tested else judges.validation)
     count = arguments.num_samples or min(5000 if tested else 1000, available)
     protocol = image_protocol.ImageProtocol(
-        num_samples=count, num_validation_samples=count, seed=arguments.seed, batch_size=arguments.batch_size
+        num_samples=count,
+        num_validation_samples=count,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        precision=arguments.precision,
     )
     inception = None
     if arguments.inception_weights is not None:

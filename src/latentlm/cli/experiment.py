@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentlm.experiments import Experiment, ExperimentDefinition
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="records, pictures and pages, to be kept (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="K", help="trainings and measurements at a time")
+    parser.add_argument("--compile", action="store_true", help="train with compiled layers, see trainer.compile")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="cells whose name fits: '*seed=0*'")
     parser.add_argument("--redo", nargs="+", default=[], metavar="CELL", help="measure again and replace the record")
     parser.add_argument("--list", action="store_true", help="print every cell with its state and seconds, and stop")
@@ -86,13 +87,21 @@ def find_experiment(name: str) -> Path:
 
 
 def _experiment(definition: "ExperimentDefinition", arguments: argparse.Namespace) -> "Experiment":
+    import dataclasses
+
     from latentlm.catalog import load
     from latentlm.cli.protocols import PROTOCOLS, cost_of_recipe
     from latentlm.cli.recipes import read_recipe
     from latentlm.cli.train import train_recipe
     from latentlm.experiments import Experiment, Tools
 
-    tools = Tools(train=train_recipe, read_recipe=read_recipe, protocols=PROTOCOLS, load=load, cost=cost_of_recipe)
+    def train(recipe: Any, run_dir: Path) -> int | None:
+        compile_ = arguments.compile or recipe.trainer.compile
+        return train_recipe(
+            dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, compile=compile_)), run_dir
+        )
+
+    tools = Tools(train=train, read_recipe=read_recipe, protocols=PROTOCOLS, load=load, cost=cost_of_recipe)
     return Experiment(definition, tools, out=arguments.out, results=arguments.results)
 
 
@@ -116,9 +125,10 @@ def _command(arguments: argparse.Namespace) -> Callable[[str], Sequence[str]]:
 
     def command(job: str) -> list[str]:
         redo = ["--redo", job] if job in arguments.redo else []
+        how = ["--compile"] if arguments.compile else []
         folders = ["--out", str(arguments.out), "--results", str(arguments.results)]
         program = [sys.executable, "-m", "latentlm", "experiment", arguments.file]
-        return [*program, *folders, "--cell", job, *redo, "--debug"]
+        return [*program, *folders, "--cell", job, *redo, *how, "--debug"]
 
     return command
 

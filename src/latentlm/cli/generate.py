@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentlm.generation.image_pipeline import ImagePipeline
+    from latentlm.nn.precision import Precision
 
 TAKES_RECIPE = False
 
@@ -41,10 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other sampling option of the model, such as temperature=0.9; may be repeated",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at a time (default: 64)")
+    add_precision(parser)
     parser.add_argument("--columns", type=int, help="columns of the grid (default: about square)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a CUDA device if there is one)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--local-files-only", action="store_true", help="never touch the network")
+
+
+def add_precision(parser: Any) -> None:
+    """The flag of every command that draws."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the model's matrix products while it draws (default: float32; bfloat16 is faster)",
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -73,7 +85,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.solver is not None:
         changes["solver.name"] = arguments.solver
     sampling = pipeline.sampling_with(changes)
-    images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size)
+    images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size, precision=arguments.precision)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     digits = max(3, len(str(len(labels) - 1)))
@@ -121,6 +133,7 @@ def draw(
     sampling: Any,
     *,
     batch_size: int,
+    precision: "Precision" = "float32",
 ) -> "Tensor":
     """Images [N, C, H, W] in [-1, 1], on the CPU, under a progress bar that moves once per batch."""
     import torch
@@ -130,7 +143,9 @@ def draw(
     with tqdm(total=len(labels), desc="drawing", unit="image") as bar:
         for start in range(0, len(labels), batch_size):
             chosen = slice(start, start + batch_size)
-            batch = pipeline.generate_images(labels[chosen], seeds=seeds[chosen], sampling=sampling)
+            batch = pipeline.generate_images(
+                labels[chosen], seeds=seeds[chosen], sampling=sampling, precision=precision
+            )
             batches.append(batch.cpu())
             bar.update(len(batch))
     return torch.cat(batches)

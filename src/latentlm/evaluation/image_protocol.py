@@ -21,6 +21,7 @@ from latentlm.evaluation.image_scores import ImageScores, LabelledImages
 from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.evaluation.scores_table import Columns, scores_table
 from latentlm.evaluation.tokenizer_scores import TokenizerScores, score_tokenizer
+from latentlm.nn.precision import Precision
 
 __all__ = [
     "ImageGenerator",
@@ -56,7 +57,13 @@ class ImageGenerator(Protocol):
         ...
 
     def generate_images(
-        self, labels: Sequence[int | None], *, seeds: Sequence[int] | None = None, sampling: Any = None, batch_size: int
+        self,
+        labels: Sequence[int | None],
+        *,
+        seeds: Sequence[int] | None = None,
+        sampling: Any = None,
+        batch_size: int,
+        precision: Precision,
     ) -> Float[Tensor, "B C H W"]:
         """One picture in [-1, 1] per label."""
         ...
@@ -73,6 +80,8 @@ class ImageProtocol:
     seed: int = 0
     """Of the samples."""
     batch_size: int = 250
+    precision: Precision = "float32"
+    """Of the generator's matrix products."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_validation_samples", "batch_size"):
@@ -158,9 +167,10 @@ def draw_samples(
         for start in range(0, count, protocol.batch_size):
             chosen = labels[start : start + protocol.batch_size].tolist()
             seeds = list(range(first_seed + start, first_seed + start + len(chosen)))
-            batches.append(
-                generator.generate_images(chosen, seeds=seeds, sampling=sampling, batch_size=len(chosen)).float().cpu()
+            pictures = generator.generate_images(
+                chosen, seeds=seeds, sampling=sampling, batch_size=len(chosen), precision=protocol.precision
             )
+            batches.append(pictures.float().cpu())
             bar.update(len(chosen))
     return LabelledImages(images=torch.cat(batches), labels=labels)
 

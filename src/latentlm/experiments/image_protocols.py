@@ -33,6 +33,7 @@ from latentlm.evaluation.tokenizer_scores import score_tokenizer
 from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext, remembered
 from latentlm.generation.image_pipeline import AnyImageTokenizer, ImagePipeline
+from latentlm.nn.precision import Precision
 from latentlm.pictures import picture_grid, save_picture
 from latentlm.tokenizers.image import ImageTokenizer
 
@@ -64,6 +65,8 @@ class ImageGeneratorOptions:
     seed: int = 0
     """Of all samples."""
     batch_size: int = 250
+    precision: Precision = "float32"
+    """Of the generator's matrix products while it draws."""
     judge_image_size: int | None = None
     """Side at which pictures are judged, pixels; those of another size are resized bicubically. None: the model's."""
     trials: list[dict[str, Any]] = field(default_factory=lambda: [{}])
@@ -146,6 +149,7 @@ class _Measured:
             num_validation_samples=options.num_validation_samples,
             seed=options.seed,
             batch_size=options.batch_size,
+            precision=options.precision,
         )
         self.trials: list[dict[str, Any]] = []
         self._pipelines: dict[Weights, ImagePipeline] = {}

@@ -18,6 +18,7 @@ from latentlm.config import from_mapping, to_mapping
 from latentlm.models.image_model import ImageModel
 from latentlm.nn.flops import ImageFlops
 from latentlm.nn.keyed_noise import signed_int64
+from latentlm.nn.precision import Precision, autocast
 from latentlm.pretrained import HubUpload, link_root, publish_model, read_model_config, resolve_folder
 from latentlm.storage import read_json, refuse_escape, write_json
 from latentlm.tokenizers.image import ImageTokenizer
@@ -118,6 +119,7 @@ class ImagePipeline(HubUpload):
         batch_size: int = 256,
         height: int | None = None,
         width: int | None = None,
+        precision: Precision = "float32",
     ) -> Float[Tensor, "B C H W"]:
         """One picture per label, in [-1, 1].
 
@@ -132,6 +134,8 @@ class ImagePipeline(HubUpload):
             batch_size: Pictures drawn at a time.
             height: Of the picture in pixels; None is the tokenizer's training size.
             width: Likewise.
+            precision: Of the model's matrix products; what the solver adds up and the tokenizer's decoder stay in
+                float32.
 
         Raises:
             ValueError: If a label does not exist, the seeds are not one per label, or the patch does not divide the
@@ -149,7 +153,8 @@ class ImagePipeline(HubUpload):
         pictures = [torch.empty(0, tokenizer.config.num_channels, height, width, device=self.model.device)]
         for start in range(0, len(labels), batch_size):
             chosen = slice(start, start + batch_size)
-            tokens = self.draw_tokens(labels[chosen], seeds[chosen], sampling, grid)
+            with autocast(self.model.device, precision):
+                tokens = self.draw_tokens(labels[chosen], seeds[chosen], sampling, grid)
             with torch.no_grad():
                 pictures.append(tokenizer.decode(tokens, grid=grid))
         return torch.cat(pictures)

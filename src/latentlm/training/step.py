@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from latentlm.nn.precision import Precision, autocast
 from latentlm.training import distributed
 from latentlm.training.ema import ExponentialMovingAverage
 from latentlm.training.objective import Counts, Objective
 from latentlm.training.optim import make_optimizer, set_learning_rate
-
-_AUTOCAST_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,13 @@ class OptimizationStep:
     """
 
     def __init__(
-        self, objective: Objective, *, num_steps: int, precision: str, ema: ExponentialMovingAverage, seed: int
+        self, objective: Objective, *, num_steps: int, precision: Precision, ema: ExponentialMovingAverage, seed: int
     ) -> None:
         self.objective = objective
         self.num_steps = num_steps
         self.ema = ema
         self.seed = seed
-        self.autocast_dtype = _AUTOCAST_TYPES[precision]
+        self.precision: Precision = precision
         self.scaler = torch.amp.GradScaler(objective.device.type, enabled=precision == "float16")
         owned = objective.optimizer_groups()
         self.configs = {name: groups.config for name, groups in owned.items()}
@@ -97,9 +96,7 @@ class OptimizationStep:
         values: dict[str, Tensor] = {}
         active: dict[str, None] = {}
         for batch in batches:
-            with torch.autocast(
-                self.objective.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
-            ):
+            with autocast(self.objective.device, self.precision):
                 losses = self.objective.losses(batch, step=step, totals=totals)
             self._backward({name: named["total"] for name, named in losses.items()})
             active.update(dict.fromkeys(losses))

@@ -33,7 +33,7 @@ class Copier:
         self.real, self.noise = real, noise
         self.asked: list[tuple[int, int]] = []
 
-    def generate_images(self, labels, *, seeds=None, sampling=None, batch_size):
+    def generate_images(self, labels, *, seeds=None, sampling=None, batch_size, precision="float32"):
         self.asked += list(zip(labels, seeds, strict=True))
         pictures = []
         for label, seed in zip(labels, seeds, strict=True):
