@@ -26,6 +26,7 @@ from latentlm.training.objective import Objective
 from latentlm.training.objectives.image_model import ImageModelRecipe, build_image_model
 from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe, build_image_tokenizer
 from latentlm.training.objectives.latentlm import LatentLMRecipe, build_latentlm
+from latentlm.training.objectives.multimodal import MultimodalRecipe, build_multimodal
 from latentlm.training.objectives.vq_image_tokenizer import VQImageTokenizerRecipe, build_vq_image_tokenizer
 
 MakeLoader = Callable[[int], Iterator[Mapping[str, Any]]]
@@ -63,6 +64,7 @@ KINDS: dict[str, Kind] = {
         VQImageTokenizerRecipe, build_vq_image_tokenizer, VQImageTokenizer.from_pretrained, VQImageTokenizer
     ),
     "latentlm": Kind(LatentLMRecipe, build_latentlm, LatentLMPipeline.from_pretrained, LatentLM),
+    "multimodal": Kind(MultimodalRecipe, build_multimodal, LatentLMPipeline.from_pretrained, LatentLM),
     "dit": image_model(DiTRecipe, DiT),
     "mar": image_model(MARRecipe, MAR),
     "givt": image_model(GIVTRecipe, GIVT),

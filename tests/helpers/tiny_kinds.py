@@ -12,6 +12,7 @@ from tiny_models import randomise, tiny_image_tokenizer, tiny_vq_image_tokenizer
 from latentlm.catalog import KINDS, build
 from latentlm.config import from_mapping
 from latentlm.generation.image_pipeline import TOKENIZER_CLASSES, ImagePipeline
+from latentlm.training.objectives.documents import DocumentRecipe
 
 _TRANSFORMER = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24}
 _HEAD = {"num_layers": 1}
@@ -49,8 +50,12 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """The `model:` and `generation:` of a recipe, by kind."""
 
-GENERATORS = tuple(name for name, kind in KINDS.items() if kind.model_class not in TOKENIZER_CLASSES.values())
-"""Every kind that draws pictures."""
+GENERATORS = tuple(
+    name
+    for name, kind in KINDS.items()
+    if kind.model_class not in TOKENIZER_CLASSES.values() and not issubclass(kind.recipe_class, DocumentRecipe)
+)
+"""Every kind that draws pictures of labels."""
 
 
 def token_kind(kind: str) -> str:

@@ -67,7 +67,8 @@ def test_importing_prints_nothing_and_loads_no_optional_dependency() -> None:
         "[getattr(latentlm, name) for name in latentlm.__all__]\n"
         "import torch\n"
         "assert not torch.cuda.is_initialized()\n"
-        "optional = {'sklearn', 'tensorboard', 'matplotlib', 'pyarrow', 'webdataset', 'transformers', 'diffusers'}\n"
+        "optional = {'sklearn', 'tensorboard', 'matplotlib', 'pyarrow', 'webdataset', 'diffusers',\n"
+        "            'transformers', 'peft', 'tiktoken', 'tokenizers'}\n"
         "loaded = optional & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

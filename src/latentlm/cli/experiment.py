@@ -95,7 +95,7 @@ def _experiment(definition: "ExperimentDefinition", arguments: argparse.Namespac
     from latentlm.cli.train import train_recipe
     from latentlm.experiments import Experiment, Tools
 
-    def train(recipe: Any, run_dir: Path) -> int | None:
+    def train(recipe: Any, run_dir: Path) -> int:
         compile_ = arguments.compile or recipe.trainer.compile
         return train_recipe(
             dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, compile=compile_)), run_dir

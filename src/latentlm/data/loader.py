@@ -14,7 +14,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,7 +30,30 @@ Batch = dict[str, Any]
 WORKER_TIMEOUT_SECONDS = 120.0
 """A worker that takes longer for one batch is taken for dead (PyTorch's own default is to wait for ever)."""
 
+Bad = tuple[int, str, str]
+"""A bad record as it travels from worker to parent: index in the data set, name, reason."""
+
+BatchResult = tuple[Batch | None, list[Bad]]
+"""A batch and the bad records that it met; no batch means above the limit, or that nothing is readable."""
+
 _LOGGER = logging.getLogger("latentlm.data")
+
+
+@runtime_checkable
+class Tolerant(Protocol):
+    """A collection of records of which some may be bad.
+
+    Attributes:
+        rejected: Records that were unusable already when it was opened.
+        max_bad_records: How many bad records, those included, a run tolerates.
+        named: Bad records that the log has named already, whichever loader met them.
+    """
+
+    rejected: tuple[BadRecord, ...]
+    max_bad_records: int
+    named: set[str]
+
+    def __len__(self) -> int: ...
 
 
 class MapDataset(ABC):
@@ -111,7 +134,29 @@ def make_loader(
     if len(dataset) == 0:
         raise ValueError("cannot make batches of an empty data set")
     batches = _TrainingBatches(dataset, batch_size=batch_size, seed=seed, shuffle=shuffle)
-    return _good_batches(dataset, _read(batches, itertools.count(start_batch), num_workers, timeout_seconds))
+    return load_numbered(
+        batches, dataset, start_batch=start_batch, num_workers=num_workers, timeout_seconds=timeout_seconds
+    )
+
+
+def load_numbered(
+    batches: Dataset[BatchResult],
+    records: Tolerant,
+    *,
+    start_batch: int = 0,
+    num_workers: int = 0,
+    timeout_seconds: float = WORKER_TIMEOUT_SECONDS,
+) -> Generator[Batch, None, None]:
+    """Endless batches of anything that gives batch b as a pure function of b; see `make_loader`.
+
+    Args:
+        batches: Number to batch; picklable.
+        records: What the batches are made of, and how many bad ones are tolerated.
+        start_batch: Number of the first batch.
+        num_workers: Processes that read ahead.
+        timeout_seconds: How long a worker may take for a batch.
+    """
+    return _good_batches(records, _read(batches, itertools.count(start_batch), num_workers, timeout_seconds))
 
 
 def loader_factory(
@@ -153,12 +198,7 @@ def read_once(
                 yield min(start + number * batch_size, len(dataset)), batch
 
 
-# A bad record travels from worker to parent as plain data: (index in the data set, name, reason).
-_Bad = tuple[int, str, str]
-_Result = tuple[Batch | None, list[_Bad]]  # no batch: above the limit, or nothing is readable
-
-
-class _TrainingBatches(Dataset[_Result]):
+class _TrainingBatches(Dataset[BatchResult]):
     """Batch by number, each a pure function of it (`_bad` only saves reading a bad record again)."""
 
     def __init__(self, dataset: MapDataset, *, batch_size: int, seed: int, shuffle: bool) -> None:
@@ -169,7 +209,7 @@ class _TrainingBatches(Dataset[_Result]):
         self._bad: dict[int, BadRecord] = {}
         self._orders: dict[int, np.ndarray] = {}
 
-    def __getitem__(self, number: int) -> _Result:
+    def __getitem__(self, number: int) -> BatchResult:
         size = len(self._dataset)
         first = number * self._batch_size
         places = [divmod(position, size) for position in range(first, first + self._batch_size)]  # (epoch, offset)
@@ -180,11 +220,11 @@ class _TrainingBatches(Dataset[_Result]):
             for epoch, offset in places:
                 example = self._next_good(epoch, offset, met)
                 if example is None:
-                    return None, _plain(met)
+                    return None, plain_bad_records(met)
                 examples.append(example)
             batch = collate(examples)
         epochs = torch.tensor([epoch for epoch, _ in places])
-        return self._dataset.augment(batch, seed=self._seed, epochs=epochs), _plain(met)
+        return self._dataset.augment(batch, seed=self._seed, epochs=epochs), plain_bad_records(met)
 
     def _index(self, epoch: int, offset: int) -> int:
         if not self._shuffle:
@@ -210,7 +250,7 @@ class _TrainingBatches(Dataset[_Result]):
         return None
 
 
-class _ConsecutiveBatches(Dataset[_Result]):
+class _ConsecutiveBatches(Dataset[BatchResult]):
     """Examples in order, bad ones left out."""
 
     def __init__(self, dataset: MapDataset, *, batch_size: int, start: int) -> None:
@@ -221,7 +261,7 @@ class _ConsecutiveBatches(Dataset[_Result]):
     def __len__(self) -> int:
         return -(-max(0, len(self._dataset) - self._start) // self._batch_size)
 
-    def __getitem__(self, number: int) -> _Result:
+    def __getitem__(self, number: int) -> BatchResult:
         first = self._start + number * self._batch_size
         indices = range(first, min(first + self._batch_size, len(self._dataset)))
         batch = self._dataset.take(indices)
@@ -233,7 +273,7 @@ class _ConsecutiveBatches(Dataset[_Result]):
                 examples.append(self._dataset[index])
             except BadRecord as error:
                 met[index] = error
-        return (collate(examples) if examples else {}), _plain(met)
+        return (collate(examples) if examples else {}), plain_bad_records(met)
 
 
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
@@ -255,19 +295,20 @@ def collate(examples: Sequence[dict[str, Any]]) -> Batch:
     return batch
 
 
-def _plain(met: dict[int, BadRecord]) -> list[_Bad]:
+def plain_bad_records(met: dict[int, BadRecord]) -> list[Bad]:
+    """Bad records by index, as `BatchResult` holds them."""
     return [(index, bad.name, bad.reason) for index, bad in met.items()]
 
 
 class _BadRecordList:
     """Names each bad record once, and stops above the limit. One per run, in the parent process."""
 
-    def __init__(self, dataset: MapDataset) -> None:
+    def __init__(self, dataset: Tolerant) -> None:
         self._dataset = dataset
         self._known: dict[int, BadRecord] = {}
         self.note([(-1 - number, bad.name, bad.reason) for number, bad in enumerate(dataset.rejected)])
 
-    def note(self, met: Sequence[_Bad]) -> None:
+    def note(self, met: Sequence[Bad]) -> None:
         """Count and name what a batch met; stop above the limit."""
         for index, name, reason in met:
             if index not in self._known:
@@ -284,7 +325,7 @@ class _BadRecordList:
         raise TooManyBadRecords(f"{why}:" + "".join(f"\n  {bad}" for bad in self._known.values()))
 
 
-def _good_batches(dataset: MapDataset, results: Generator[_Result, None, None]) -> Generator[Batch, None, None]:
+def _good_batches(dataset: Tolerant, results: Generator[BatchResult, None, None]) -> Generator[Batch, None, None]:
     with closing(results):  # whatever ends the run also ends the workers, now rather than when garbage is collected
         bad_records = _BadRecordList(dataset)
         for batch, met in results:
@@ -294,8 +335,8 @@ def _good_batches(dataset: MapDataset, results: Generator[_Result, None, None]) 
 
 
 def _read(
-    batches: Dataset[_Result], numbers: Iterable[int], num_workers: int, timeout_seconds: float
-) -> Generator[_Result, None, None]:
+    batches: Dataset[BatchResult], numbers: Iterable[int], num_workers: int, timeout_seconds: float
+) -> Generator[BatchResult, None, None]:
     if num_workers == 0:
         for number in numbers:
             yield batches[number]

@@ -4,14 +4,14 @@ Each round feeds every row its newest token, then either samples the row's next 
 diffusion for its next latent. Rows differ in prompt length, mode, length, seed and guidance. This executor is the
 reference that faster ones are tested against.
 
-With guidance a row has a second, unconditional stream with its own cache row. It begins anew at every latent span,
-reads the negative prompt, and then sees the same generated latents and the same starting noise as the first.
-Decisions to switch or stop come from the conditional stream alone.
+With guidance a row has further streams with cache rows of their own: the unconditional one, and one for every
+intermediate prompt. They begin anew at every latent span, read their prompts, and then see the same generated latents
+and the same starting noise as the first. Decisions to switch or stop come from the conditional stream alone.
 """
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,59 +29,18 @@ from latentlm.generation.requests import (
     PartEvent,
     TokenEvent,
 )
-from latentlm.generation.text_sampling import sample_ids
+from latentlm.generation.rows import Links, Row, Stream, Token
+from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.models.diffusion_head import DiffusionHead
 from latentlm.models.kv_cache import KVCache
 from latentlm.models.latentlm import LatentLM
 from latentlm.nn.keyed_noise import keyed_normal, keyed_uniform, signed_int64
-from latentlm.sequence import Document, LabelPart, LatentPart, Part, Sequence, SequenceBuilder, TextPart
+from latentlm.sequence import Document, LabelPart, LatentPart, Sequence, SequenceBuilder, TextPart
 
 # Streams of the keyed noise of one request.
 STARTING_NOISE_STREAM = 1
 STEP_NOISE_STREAM = 2
 TEXT_STREAM = 3
-
-Token = int | tuple[str, Tensor]
-"""A discrete id, or (modality, latent)."""
-
-
-SHORTEST_SPAN = 3
-"""Positions of a span that the model opens by itself: begin token, one latent, end token."""
-
-
-@dataclass
-class _Stream:
-    """One row of the cache: what it has read, what it reads next, and the hidden state of its newest token."""
-
-    cache_row: int
-    pending: list[Token] = field(default_factory=list)
-    length: int = 0
-    hidden_state: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def restart(self, tokens: list[Token]) -> None:
-        """Forget what was read; slots are overwritten from position 0."""
-        self.pending, self.length = tokens, 0
-
-
-@dataclass
-class _Row:
-    """One request under way."""
-
-    index: int
-    request: GenerationRequest
-    negative: list[Token]
-    cond: _Stream
-    uncond: _Stream
-    spans: list[LatentSpan]
-    span: LatentSpan | None = None
-    span_latents: list[Tensor] = field(default_factory=list)
-    text_ids: list[int] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
-    num_latents: int = 0
-    num_free: int = 0
-    span_is_free: bool = False
-    guided: bool = False
-    finish_reason: str | None = None
 
 
 class Generator:
@@ -115,11 +74,13 @@ class Generator:
         # Ids among which the softmax head decides: text, text or a new span, and within a span its going on or ending.
         vocabulary = builder.vocabulary
         self._text_ids = self._mask(range(vocabulary.num_text_ids))
-        self._free_ids, self._span_ids = self._text_ids, {}
+        self._begin_ids: dict[str, int] = {}
+        self._span_ids = {}
         if vocabulary.switch_tokens:
-            begins = {name: vocabulary.begin_id(name) for name in modalities}
-            self._free_ids = self._mask([*range(vocabulary.num_text_ids), *begins.values()])
-            self._span_ids = {name: self._mask([begin, vocabulary.end_id(name)]) for name, begin in begins.items()}
+            self._begin_ids = {name: vocabulary.begin_id(name) for name in modalities}
+            self._span_ids = {
+                name: self._mask([begin, vocabulary.end_id(name)]) for name, begin in self._begin_ids.items()
+            }
 
     def _mask(self, ids: SequenceOf[int]) -> Bool[Tensor, "V"] | None:
         if not ids:
@@ -147,21 +108,25 @@ class Generator:
         rows = [self._start(index, request) for index, request in enumerate(requests)]
         num_streams = len(rows)
         for row in rows:
-            if any(self._cfg_scale(row, name) != 1.0 for name in self.sampling):
-                row.uncond.cache_row = num_streams
-                num_streams += 1
+            if any(self._is_guided(row, name) for name in self.sampling):
+                for stream in row.weaker:
+                    stream.cache_row = num_streams
+                    num_streams += 1
         # One slot more than any row needs: right padding is written there.
         cache = self.model.transformer.allocate_cache(num_streams, 1 + max(self._budget(row) for row in rows))
         step_embeddings = self._embed_steps()
         active = list(rows)
         while active:
-            self._read_pending([row.cond for row in active] + [row.uncond for row in active if row.guided], cache)
+            self._read_pending([stream for row in active for stream in row.streams], cache)
             chosen_ids = self._choose_ids(active)
-            drawing: dict[str, list[_Row]] = {}
+            drawing: dict[str, list[Row]] = {}
             for row in active:
                 token = chosen_ids.get(row.index)
                 if row.span is None:
                     yield from self._take_token(row, token)
+                elif row.num_sizes_left:
+                    assert token is not None
+                    yield from self._take_size(row, row.span, token)
                 elif self._span_goes_on(row, row.span, token):
                     drawing.setdefault(row.span.modality, []).append(row)
                 else:
@@ -177,27 +142,41 @@ class Generator:
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, index: int, request: GenerationRequest) -> _Row:
+    def _start(self, index: int, request: GenerationRequest) -> Row:
         for span in request.spans:
             if span.modality not in self.sampling:
                 raise ValueError(
                     f"the request asks for '{span.modality}' but the model knows {', '.join(self.sampling)}"
                 )
-            if span.num_latents is None and not self.builder.vocabulary.switch_tokens:
+            self._check_size(span)
+            if span.length is None and not self.builder.vocabulary.switch_tokens:
                 raise ValueError("this model has no end token, so a span needs its num_latents")
         if request.max_new_tokens and not self.model.config.lm_head:
             raise ValueError("this model has no softmax head: it draws forced spans only (max_new_tokens must be 0)")
-        row = _Row(
+        prompt = self._prompt_tokens(request.prompt)
+        weaker = [self._negative_tokens(request), *map(self._prompt_tokens, request.intermediate_prompts)]
+        row = Row(
             index=index,
             request=request,
-            negative=self._negative_tokens(request),
-            cond=_Stream(cache_row=index, pending=self._tokens(self.builder.build(request.prompt, open_ended=True))),
-            uncond=_Stream(cache_row=-1),
+            weaker_prompts=weaker,
+            cond=Stream(cache_row=index, pending=prompt),
+            weaker=[Stream(cache_row=-1) for _ in weaker],
             spans=list(request.spans),
+            seen_ids=[t for t in prompt if isinstance(t, int) and t < self.builder.vocabulary.num_text_ids],
         )
         if row.spans:
             self._open_span(row, row.spans.pop(0))
         return row
+
+    def _check_size(self, span: LatentSpan) -> None:
+        says_size = self.model.config.modalities[span.modality].says_size
+        if says_size and span.num_latents is not None and span.grid is None:
+            raise ValueError(f"{span.modality} spans of this model say their size: give the span a grid")
+        if not says_size and span.grid is not None and self.builder.vocabulary.switch_tokens:
+            raise ValueError(f"{span.modality} spans of this model do not say their size: give num_latents, no grid")
+
+    def _prompt_tokens(self, prompt: Document) -> list[Token]:
+        return self._tokens(self.builder.build(prompt, open_ended=True))
 
     def _tokens(self, sequence: Sequence) -> list[Token]:
         """The tokens of a sequence one by one, latents on the model's device."""
@@ -217,29 +196,40 @@ class Generator:
             # The document without its condition: documents with text begin with end-of-text, others with the span.
             text_tokenizer = self.builder.text_tokenizer
             return [] if text_tokenizer is None else [text_tokenizer.eos_id]
-        return self._tokens(self.builder.build(negative, open_ended=True))
+        return self._prompt_tokens(negative)
 
-    def _budget(self, row: _Row) -> int:
-        """Positions that the row can fill at most, in either stream."""
-        spans = sum(span.limit + 2 for span in row.request.spans)
-        return max(len(row.cond.pending), len(row.negative)) + spans + row.request.max_new_tokens
+    def _budget(self, row: Row) -> int:
+        """Positions that the row can fill at most, in any of its streams."""
+        spans = sum(span.limit + 4 for span in row.request.spans)
+        return max(len(row.cond.pending), *map(len, row.weaker_prompts)) + spans + row.request.max_new_tokens
 
-    def _cfg_scale(self, row: _Row, modality: str) -> float:
+    def _cfg_scales(self, row: Row, modality: str) -> tuple[float, ...]:
+        """One per weaker stream."""
         scale = row.request.cfg_scale
-        return self.sampling[modality].cfg_scale if scale is None else scale
+        scale = self.sampling[modality].cfg_scale if scale is None else scale
+        return scale if isinstance(scale, tuple) else (scale,)
 
-    def _open_span(self, row: _Row, span: LatentSpan) -> None:
+    def _is_guided(self, row: Row, modality: str) -> bool:
+        return any(scale != 1.0 for scale in self._cfg_scales(row, modality))
+
+    def _open_span(self, row: Row, span: LatentSpan) -> None:
         vocabulary = self.builder.vocabulary
-        begin: list[Token] = [vocabulary.begin_id(span.modality)] if vocabulary.switch_tokens else []
+        opening: list[Token] = [self._begin_ids[span.modality]] if vocabulary.switch_tokens else []
+        row.num_sizes_left = 0
+        if vocabulary.switch_tokens and self.model.config.modalities[span.modality].says_size:
+            row.num_sizes_left = 2 if span.grid is None else 0
+            opening += [] if span.grid is None else [vocabulary.size_id(side) for side in span.grid]
         row.span, row.span_latents = span, []
-        row.cond.pending = row.cond.pending + begin
-        row.guided = self._cfg_scale(row, span.modality) != 1.0
+        row.cond.pending = row.cond.pending + opening
+        row.guided = self._is_guided(row, span.modality)
         if row.guided:
-            row.uncond.restart(row.negative + begin)
+            for stream, prompt in zip(row.weaker, row.weaker_prompts, strict=True):
+                stream.restart(prompt + opening)
 
-    def _close_span(self, row: _Row) -> Iterator[Event]:
+    def _close_span(self, row: Row) -> Iterator[Event]:
         assert row.span is not None
-        part = LatentPart(row.span.modality, torch.stack(row.span_latents))
+        says_size = self.model.config.modalities[row.span.modality].says_size
+        part = LatentPart(row.span.modality, torch.stack(row.span_latents), row.span.grid if says_size else None)
         if not part.latents.isfinite().all():
             raise ValueError(
                 f"the {part.modality} latents drawn for request {row.index} hold NaN or infinity: the weights are "
@@ -259,7 +249,7 @@ class Generator:
         elif row.request.max_new_tokens == 0:
             row.finish_reason = "spans"
 
-    def _flush_text(self, row: _Row) -> Iterator[Event]:
+    def _flush_text(self, row: Row) -> Iterator[Event]:
         if row.text_ids:
             assert self.builder.text_tokenizer is not None
             part = TextPart(self.builder.text_tokenizer.decode(row.text_ids))
@@ -273,7 +263,7 @@ class Generator:
     # off in its caller's code between two events.
 
     @torch.no_grad()
-    def _read_pending(self, streams: list[_Stream], cache: KVCache) -> None:
+    def _read_pending(self, streams: list[Stream], cache: KVCache) -> None:
         """One pass of the backbone: every stream reads its pending tokens and keeps its last hidden state."""
         device, width = self.model.device, max(len(stream.pending) for stream in streams)
         input_ids = torch.full((len(streams), width), self.builder.vocabulary.pad_id)
@@ -311,7 +301,7 @@ class Generator:
     # -- discrete tokens ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _choose_ids(self, rows: list[_Row]) -> dict[int, int]:
+    def _choose_ids(self, rows: list[Row]) -> dict[int, int]:
         """Sample(P_d) of Eq. 1, by row index, for the rows where the softmax head decides what comes next."""
         asked = [(row, allowed) for row in rows if (allowed := self._allowed_ids(row)) is not None]
         if not asked:
@@ -323,28 +313,73 @@ class Generator:
             stream=TEXT_STREAM,
         )
         return {
-            row.index: int(sample_ids(row_logits, row.request.text, number, allowed=allowed))
+            row.index: int(sample_ids(self._penalised(row, row_logits), row.request.text, number, allowed=allowed))
             for (row, allowed), row_logits, number in zip(asked, logits, numbers, strict=True)
         }
 
-    def _allowed_ids(self, row: _Row) -> Bool[Tensor, "V"] | None:
+    def _penalised(self, row: Row, logits: Float[Tensor, "V"]) -> Float[Tensor, "V"]:
+        """Logits after the repetition penalty, which is about text: switches and lengths are none of its business."""
+        penalty = row.request.text.repetition_penalty
+        if row.span is not None or penalty == 1.0:
+            return logits
+        seen = torch.tensor(sorted(set(row.seen_ids)), device=logits.device, dtype=torch.long)
+        return penalise_repetition(logits, seen, penalty)
+
+    def _allowed_ids(self, row: Row) -> Bool[Tensor, "V"] | None:
         """Ids among which the softmax head decides; None where there is nothing to decide."""
+        if row.span is not None and row.num_sizes_left:
+            return self._size_ids(row, row.span)
         if row.span is not None:
             # Spans have one latent at least; a forced length and the bound of a free one are not the model's choice.
-            is_open = row.span.num_latents is None and 1 <= len(row.span_latents) < row.span.limit
+            is_open = row.span.length is None and 1 <= len(row.span_latents) < row.span.limit
             return self._span_ids[row.span.modality] if is_open else None
         num_left = row.request.max_new_tokens - row.num_free
-        if num_left >= SHORTEST_SPAN:
-            return self._free_ids
-        return self._text_ids if num_left > 0 else None
+        if num_left <= 0:
+            return None
+        if row.request.max_spans is not None and row.num_free_spans >= row.request.max_spans:
+            return self._text_ids
+        begins = [begin for name, begin in self._begin_ids.items() if num_left >= self._shortest_span(row, name)]
+        if not begins:
+            return self._text_ids
+        none = torch.zeros(self.builder.vocabulary.size, dtype=torch.bool, device=self.model.device)
+        return (none if self._text_ids is None else self._text_ids).index_fill(
+            0, torch.tensor(begins, device=self.model.device), value=True
+        )
 
-    def _span_goes_on(self, row: _Row, span: LatentSpan, token: int | None) -> bool:
+    def _shortest_span(self, row: Row, modality: str) -> int:
+        """Positions that a span takes at least if the model opens it by itself: begin token, latents, end token."""
+        sizes = 2 if self.model.config.modalities[modality].says_size else 0
+        return 2 + sizes + row.request.free_lengths.get(modality, 1)
+
+    def _size_ids(self, row: Row, span: LatentSpan) -> Bool[Tensor, "V"]:
+        """Sides that the open span may have, within its bound."""
+        most = span.limit if row.num_sizes_left == 2 else span.limit // row.sides[0]
+        vocabulary = self.builder.vocabulary
+        mask = self._mask([vocabulary.size_id(side) for side in range(1, min(most, vocabulary.max_grid_side) + 1)])
+        assert mask is not None, "a span has room for one latent"
+        return mask
+
+    def _take_size(self, row: Row, span: LatentSpan, token: int) -> Iterator[Event]:
+        """Rows, then columns, of a picture whose size the model says."""
+        side = self.builder.vocabulary.side_of(token)
+        assert side is not None
+        yield TokenEvent(row.index, token)
+        row.sides.append(side)
+        row.num_sizes_left -= 1
+        row.num_free += row.span_is_free
+        for stream in row.streams:
+            stream.pending = [token]
+        if not row.num_sizes_left:
+            rows, columns = row.sides
+            row.span, row.sides = replace(span, grid=(rows, columns)), []
+
+    def _span_goes_on(self, row: Row, span: LatentSpan, token: int | None) -> bool:
         """Whether the open span takes another latent; `token` is the softmax head's answer where it was asked."""
         if len(row.span_latents) >= span.limit:
             return False
         return token is None or token == self.builder.vocabulary.begin_id(span.modality)
 
-    def _take_token(self, row: _Row, token: int | None) -> Iterator[Event]:
+    def _take_token(self, row: Row, token: int | None) -> Iterator[Event]:
         """Outside spans: a text id, end of text, or the begin token of a span; None at the request's bound."""
         if token is None:
             yield from self._flush_text(row)
@@ -358,13 +393,30 @@ class Generator:
             row.finish_reason = "eos"
         elif token < vocabulary.num_text_ids:
             row.text_ids.append(token)
+            row.seen_ids.append(token)
             row.cond.pending = [token]
+            if self._holds_stop_string(row):
+                yield from self._flush_text(row)
+                row.finish_reason = "stop"
         else:
             yield from self._flush_text(row)
-            modality = next(name for name in self.builder.modalities if vocabulary.begin_id(name) == token)
-            # The span shares the request's bound on new positions; its end token has to fit, too.
+            modality = next(name for name, begin in self._begin_ids.items() if begin == token)
+            # The span shares the request's bound on new positions; sizes and end token have to fit, too.
             row.span_is_free = True
-            self._open_span(row, LatentSpan(modality, max_latents=row.request.max_new_tokens - row.num_free - 1))
+            row.num_free_spans += 1
+            room = row.request.max_new_tokens - row.num_free - 1
+            room -= 2 if self.model.config.modalities[modality].says_size else 0
+            self._open_span(row, LatentSpan(modality, row.request.free_lengths.get(modality), max_latents=room))
+
+    def _holds_stop_string(self, row: Row) -> bool:
+        """Whether the newest id completed a stop string; only ids that can be part of one are decoded again."""
+        if not row.request.stop_strings:
+            return False
+        assert self.builder.text_tokenizer is not None
+        # An id stands for a byte at least, so that no more ids than bytes can belong to the string.
+        window = max(len(text.encode()) for text in row.request.stop_strings) + 1
+        text = self.builder.text_tokenizer.decode(row.text_ids[-window:])
+        return any(stop in text for stop in row.request.stop_strings)
 
     # -- latents ------------------------------------------------------------------------------------------------------
 
@@ -375,53 +427,53 @@ class Generator:
 
     @torch.no_grad()
     def _draw_latents(
-        self, modality: str, rows: list[_Row], step_embeddings: Float[Tensor, "K W"]
+        self, modality: str, rows: list[Row], step_embeddings: Float[Tensor, "K W"]
     ) -> Float[Tensor, "B C"]:
         """Diffusion(h_i) of Eq. 1 for one latent of every row: the solver's loop over the diffusion head."""
         head, solver, device = self._heads[modality], self._solvers[modality], self.model.device
         latent_dim = self.model.config.modalities[modality].latent_dim
-        guided = [i for i, row in enumerate(rows) if row.guided]
-        streams = [row.cond for row in rows] + [rows[i].uncond for i in guided]
+        links = Links.of(rows, [self._cfg_scales(row, modality) if row.guided else () for row in rows])
+        streams = [row.cond for row in rows] + [rows[row].weaker[number] for row, number in links.places]
         condition = head.project_condition(torch.stack([stream.hidden_state for stream in streams]))
         scales = guidance_scales(
             self.sampling[modality].guidance,
-            torch.tensor([self._cfg_scale(rows[i], modality) for i in guided], device=device, dtype=torch.float),
+            torch.tensor(links.scales, device=device, dtype=torch.float),
             solver.timesteps,
-            position=torch.tensor([len(rows[i].span_latents) for i in guided], device=device, dtype=torch.long),
-            num_positions=torch.tensor([_limit(rows[i]) for i in guided], device=device, dtype=torch.long),
+            position=torch.tensor(
+                [len(rows[i].span_latents) for i, _ in links.places], device=device, dtype=torch.long
+            ),
+            num_positions=torch.tensor(
+                [rows[i].open_span.limit for i, _ in links.places], device=device, dtype=torch.long
+            ),
         )
         # Noise is a function of the request's seed and the latent's number, not of the batch around it.
         seeds, numbers = self._seeds(rows), torch.tensor([row.num_latents for row in rows], device=device)
         noise = keyed_normal(seeds, numbers, (latent_dim,), stream=STARTING_NOISE_STREAM)
         num_noises = solver.num_evaluations if solver.needs_noise else 0
         step_noise = keyed_normal(seeds, numbers, (num_noises, latent_dim), stream=STEP_NOISE_STREAM)  # (B, K, C)
-        chosen = torch.tensor(guided, device=device, dtype=torch.long)
+        of_row = torch.tensor([row for row, _ in links.places], device=device, dtype=torch.long)
+        stronger = torch.tensor(links.stronger, device=device, dtype=torch.long)
         state = solver.initial_state(noise)
         for k in range(solver.num_evaluations):
-            noisy_latents = torch.cat([state.noisy_latents, state.noisy_latents[chosen]]).to(condition.dtype)
-            prediction = head.denoise(noisy_latents, condition + step_embeddings[k]).float()
-            cond, uncond = prediction[: len(rows)], prediction[len(rows) :]
-            cond = cond.index_copy(0, chosen, guide(cond[chosen], uncond, scales[k]))
-            state = solver.step(k, cond, state, step_noise[:, k] if solver.needs_noise else None)
+            noisy_latents = torch.cat([state.noisy_latents, state.noisy_latents[of_row]]).to(condition.dtype)
+            predictions = head.denoise(noisy_latents, condition + step_embeddings[k]).float()
+            # e_k + Σ (s_i - 1)(e_i - e_(i-1)), which is e_0 + Σ s_i (e_i - e_(i-1)).
+            steps = guide(predictions[stronger], predictions[len(rows) :], scales[k]) - predictions[stronger]
+            guided = predictions[: len(rows)].index_add(0, of_row, steps)
+            state = solver.step(k, guided, state, step_noise[:, k] if solver.needs_noise else None)
         return state.noisy_latents
 
-    def _seeds(self, rows: list[_Row]) -> Int[Tensor, "B"]:
+    def _seeds(self, rows: list[Row]) -> Int[Tensor, "B"]:
         return torch.tensor([signed_int64(row.request.seed) for row in rows], device=self.model.device)
 
-    def _accept_latent(self, row: _Row, latent: Float[Tensor, "C"]) -> Iterator[Event]:
+    def _accept_latent(self, row: Row, latent: Float[Tensor, "C"]) -> Iterator[Event]:
         span = row.span
         assert span is not None
         row.span_latents.append(latent)
         row.num_latents += 1
         row.num_free += row.span_is_free
-        yield LatentEvent(row.index, span.modality, latent, len(row.span_latents) - 1, span.num_latents)
-        row.cond.pending = [(span.modality, latent)]
-        if row.guided:
-            row.uncond.pending = [(span.modality, latent)]
-        if len(row.span_latents) == span.num_latents:
+        yield LatentEvent(row.index, span.modality, latent, len(row.span_latents) - 1, span.length)
+        for stream in row.streams:
+            stream.pending = [(span.modality, latent)]
+        if len(row.span_latents) == span.length:
             yield from self._close_span(row)
-
-
-def _limit(row: _Row) -> int:
-    assert row.span is not None
-    return row.span.limit

@@ -1,24 +1,35 @@
 """Raw in, raw out: a LatentLM together with the tokenizers it was trained with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from latentlm.diffusion.solvers import make_solver
+from latentlm.generation.document_pipeline import TEXT, DocumentPipeline
 from latentlm.generation.generator import Generator
 from latentlm.generation.image_pipeline import ImagePipeline, read_label_names, read_sampling, read_tokenizer
-from latentlm.generation.requests import GenerationRequest, LatentSamplingConfig, LatentSpan
+from latentlm.generation.prompts import PromptEncoder
+from latentlm.generation.requests import (
+    Event,
+    GenerationRequest,
+    LatentSamplingConfig,
+    LatentSpan,
+    TextSamplingConfig,
+)
 from latentlm.models.cost import latentlm_flops
 from latentlm.models.latentlm import LatentLM
 from latentlm.nn.flops import ImageFlops
 from latentlm.pretrained import resolve_folder
 from latentlm.sequence import Document, LabelPart, LatentPart, SequenceBuilder
+from latentlm.storage import refuse_escape
 from latentlm.tokenizers.base import LatentTokenizer
-from latentlm.tokenizers.text import ByteTokenizer
+from latentlm.tokenizers.text import ByteTokenizer, StoredTextTokenizer, load_text_tokenizer
 
 
 def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, LatentTokenizer]) -> None:
@@ -44,13 +55,13 @@ def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, LatentTokenizer])
             )
 
 
-class LatentLMPipeline(ImagePipeline):
-    """A trained model that takes labels and gives pictures.
+class LatentLMPipeline(ImagePipeline, DocumentPipeline):
+    """A trained model as people use it: labels to pictures, or any mix of text and pictures to more of it.
 
     Args:
         model: The model; it is switched to evaluation mode.
-        tokenizers: Latent tokenizers by modality.
-        sampling: Defaults of every modality.
+        tokenizers: Latent tokenizers by modality, and "text" for a model with text (None given: bytes).
+        sampling: Defaults of every modality, and of "text".
         label_names: Name of every class, for people; may be empty.
 
     Raises:
@@ -64,19 +75,26 @@ class LatentLMPipeline(ImagePipeline):
     def __init__(
         self,
         model: LatentLM,
-        tokenizers: Mapping[str, LatentTokenizer],
-        sampling: Mapping[str, LatentSamplingConfig] | None = None,
+        tokenizers: Mapping[str, Any],
+        sampling: Mapping[str, LatentSamplingConfig | TextSamplingConfig] | None = None,
         *,
         label_names: SequenceOf[str] = (),
     ) -> None:
         check_tokenizers(model, tokenizers)
-        super().__init__(model, tokenizers, sampling or {}, label_names=label_names)
         vocabulary = model.config.vocabulary
-        self.builder = SequenceBuilder(
-            vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
-        )
+        if vocabulary.num_text_ids and TEXT not in tokenizers:
+            tokenizers = {**tokenizers, TEXT: ByteTokenizer()}
+        super().__init__(model, tokenizers, sampling or {}, label_names=label_names)
+        self.text_tokenizer: StoredTextTokenizer | None = self.tokenizers.get(TEXT)
+        self.builder = SequenceBuilder(vocabulary, list(model.config.modalities), self.text_tokenizer)
         # Refuses sampling that does not fit now, not when drawing; fills in what was not given.
-        self.sampling = Generator(self.model, self.builder, self.sampling).sampling
+        text = {TEXT: self.sampling.pop(TEXT, TextSamplingConfig())} if vocabulary.num_text_ids else {}
+        self.sampling: dict[str, Any] = Generator(self.model, self.builder, self.sampling).sampling | text
+        image = model.config.modalities.get("image")
+        self.prompts = PromptEncoder(
+            None if image is None else self.tokenizers["image"],
+            says_size=image is not None and image.says_size,
+        )
 
     @classmethod
     def from_pretrained(
@@ -101,12 +119,14 @@ class LatentLMPipeline(ImagePipeline):
         folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
         model = LatentLM.from_folder(folder, device=device)
         modalities = model.config.modalities
-        return cls(
-            model,
-            {name: _read_latent_tokenizer(folder, name, device) for name in modalities},
-            read_sampling(folder, dict.fromkeys(modalities, LatentSamplingConfig)),
-            label_names=read_label_names(folder),
-        )
+        tokenizers: dict[str, Any] = {name: _read_latent_tokenizer(folder, name, device) for name in modalities}
+        classes: dict[str, type] = dict.fromkeys(modalities, LatentSamplingConfig)
+        if model.config.vocabulary.num_text_ids:
+            classes[TEXT] = TextSamplingConfig
+            if (folder / "tokenizers" / TEXT).is_dir():
+                refuse_escape(folder / "tokenizers" / TEXT, folder)
+                tokenizers[TEXT] = load_text_tokenizer(folder / "tokenizers" / TEXT)
+        return cls(model, tokenizers, read_sampling(folder, classes), label_names=read_label_names(folder))
 
     @property
     def num_classes(self) -> int:
@@ -147,7 +167,7 @@ class LatentLMPipeline(ImagePipeline):
         """
         if prefix is not None and sampling.cfg_scale != 1:
             raise ValueError("the unconditional stream does not see the prefix: continue latents with cfg_scale 1")
-        generator = Generator(self.model, self.builder, self.sampling | {"image": sampling})
+        generator = self._generator({"image": sampling})
         requests = [
             GenerationRequest(
                 prompt=Document(
@@ -163,17 +183,36 @@ class LatentLMPipeline(ImagePipeline):
         documents = generator.generate(requests)
         return torch.stack([part.latents for doc in documents for part in doc.parts if isinstance(part, LatentPart)])
 
+    def _generator(self, changes: Mapping[str, LatentSamplingConfig] | None = None) -> Generator:
+        latent = {name: self.sampling[name] for name in self.model.config.modalities}
+        return Generator(self.model, self.builder, latent | dict(changes or {}))
+
+    def events(
+        self,
+        requests: SequenceOf[GenerationRequest],
+        *,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
+    ) -> Iterator[Event]:
+        """Answer requests as one batch; None takes the model's own steps and solver."""
+        changes = {"num_inference_steps": num_inference_steps, "name": solver}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        sampling = {name: self.sampling[name] for name in self.model.config.modalities}
+        return self._generator(
+            {name: replace(of_one, solver=replace(of_one.solver, **changes)) for name, of_one in sampling.items()}
+        ).stream(requests)
+
     def flops(self, sampling: LatentSamplingConfig | None = None) -> ImageFlops:
         """What one picture of the training size costs; None as sampling takes the defaults."""
-        sampling = self.sampling["image"] if sampling is None else sampling
+        chosen: LatentSamplingConfig = self.sampling["image"] if sampling is None else sampling
         size = self.image_tokenizer.config.image_size
         rows, columns = self.image_tokenizer.grid(size, size)
-        solver = make_solver(self.model.processes["image"], sampling.solver)
+        solver = make_solver(self.model.processes["image"], chosen.solver)
         return latentlm_flops(
             self.model,
             num_latents=rows * columns,
             num_evaluations=solver.num_evaluations,
-            guided=sampling.cfg_scale != 1,
+            guided=chosen.cfg_scale != 1,
         ).per_image
 
 

@@ -1,6 +1,7 @@
 """What a caller asks of the generator, and the events that answer it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -35,7 +36,12 @@ class TextSamplingConfig:
     top_k: int | None = None
     """Keep the k most likely ids."""
     top_p: float = 1.0
-    """Keep the smallest set of ids whose probability reaches p."""
+    """Keep the smallest set of ids whose probability reaches p, of those that top_k kept (Holtzman et al. 2020)."""
+    min_p: float = 0.0
+    """Keep the ids whose probability is at least this share of the most likely one's (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of ids that the prompt or the answer holds already, and multiplies the negative ones
+    (Keskar et al. 2019); 1 is none."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -44,6 +50,10 @@ class TextSamplingConfig:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}; it must lie in [0, 1]")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be positive, 1 for none")
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,18 @@ class LatentSpan:
     """Its length; None lets the model's own end token decide."""
     max_latents: int = 4096
     """Bound on a free length."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns, for models whose pictures say their size; gives the length too."""
+
+    @property
+    def length(self) -> int | None:
+        """Its number of latents, if that is settled."""
+        return self.num_latents if self.grid is None else self.grid[0] * self.grid[1]
 
     @property
     def limit(self) -> int:
         """Most latents that the span can have."""
-        return self.max_latents if self.num_latents is None else self.num_latents
+        return self.max_latents if self.length is None else self.length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +88,52 @@ class GenerationRequest:
         spans: Latent spans that follow the prompt at once, one after another ("now an image of 16 latents").
         max_new_tokens: Free decoding after the spans: text, and spans where the model opens them, up to this many
             positions, switch tokens and latents included. 0 stops after the spans.
+        max_spans: Spans that the model may open by itself; 0 is text only, None any number.
+        free_lengths: Length of the spans that the model opens by itself, by modality; where none is given, the model
+            also decides when a span ends.
+        stop_strings: Free decoding ends as soon as a stretch of its text holds one of them, which stays in the text.
         negative_prompt: What the unconditional stream reads before each span. None drops the condition: the null class
             where the model knows classes without switch tokens, otherwise nothing but what opens every document and
             the begin token.
+        intermediate_prompts: For guidance by several conditions, each with its own strength: prompts that hold more and
+            more of them, between the negative prompt and the prompt. With predictions e_0 (negative prompt), e_1, … and
+            e_k (the prompt) latents are drawn from e_0 + Σ s_i (e_i - e_(i-1)) (InstructPix2Pix, Eq. 3).
         seed: Any integer; all noise of this request follows from it.
-        cfg_scale: Guidance of this request; None takes the modality's default.
+        cfg_scale: Guidance of this request; None takes the modality's default. With intermediate prompts a scale s_i
+            for each of them and one for the prompt, in this order.
         text: How text is sampled.
     """
 
     prompt: Document
     spans: tuple[LatentSpan, ...] = ()
     max_new_tokens: int = 0
+    max_spans: int | None = None
+    free_lengths: Mapping[str, int] = field(default_factory=dict)
+    stop_strings: tuple[str, ...] = ()
     negative_prompt: Document | None = None
+    intermediate_prompts: tuple[Document, ...] = ()
     seed: int = 0
-    cfg_scale: float | None = None
+    cfg_scale: float | tuple[float, ...] | None = None
     text: TextSamplingConfig = field(default_factory=TextSamplingConfig)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be 0 or positive")
-        if self.cfg_scale is not None:
-            _check_cfg_scale(self.cfg_scale)
+        if self.max_spans is not None and self.max_spans < 0:
+            raise ValueError(f"max_spans is {self.max_spans}; it must be 0 or positive, or None for any number")
+        if any(length < 1 for length in self.free_lengths.values()):
+            raise ValueError("a latent span needs at least one latent")
+        if "" in self.stop_strings:
+            raise ValueError("a stop string is empty: every text holds it")
+        scales = self.cfg_scale if isinstance(self.cfg_scale, tuple) else (self.cfg_scale,)
+        for scale in scales:
+            if scale is not None:
+                _check_cfg_scale(scale)
+        if len(scales) != 1 + len(self.intermediate_prompts):
+            raise ValueError(
+                f"{len(self.intermediate_prompts)} intermediate prompts need {1 + len(self.intermediate_prompts)} "
+                f"values of cfg_scale, but {len(scales)} were given"
+            )
         if not self.spans and not self.max_new_tokens:
             raise ValueError("the request asks for nothing: give spans, or max_new_tokens above 0")
         if any(span.limit < 1 for span in self.spans):
@@ -132,7 +174,7 @@ class PartEvent:
 
 @dataclass(frozen=True, eq=False)
 class DoneEvent:
-    """The request is answered; `finish_reason` is "spans", "eos" or "length"."""
+    """The request is answered; `finish_reason` is "spans", "eos", "stop" (a stop string) or "length"."""
 
     request: int
     document: Document

@@ -21,11 +21,11 @@ def sample_ids(
 ) -> Int[Tensor, "*batch"]:
     """Draw one id per position.
 
-    `top_k` and `top_p` both look at the whole distribution; what is in both sets stays.
+    Truncations follow each other as in transformers: temperature, `top_k`, `top_p` of what is left, `min_p`.
 
     Args:
         logits: Of every id.
-        config: Temperature and truncation.
+        config: Temperature and truncation; the repetition penalty is `penalise_repetition`'s business.
         uniform: The random number in (0, 1) that decides, along the ids from the most likely one down.
         allowed: Ids that may come, one at least; None allows all.
 
@@ -42,9 +42,25 @@ def sample_ids(
     if config.top_k is not None:
         probabilities[..., config.top_k :] = 0
     # The id that crosses p stays in: the set must reach p.
+    total = probabilities.sum(-1, keepdim=True)
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= config.top_p, 0)
+    probabilities = probabilities.masked_fill(before >= config.top_p * total, 0)
+    probabilities = probabilities.masked_fill(probabilities < config.min_p * probabilities[..., :1], 0)
     return ids.gather(-1, _invert_cumulative(probabilities, uniform)[..., None])[..., 0]
+
+
+def penalise_repetition(logits: Float[Tensor, "V"], seen_ids: Int[Tensor, "n"], penalty: float) -> Float[Tensor, "V"]:
+    """Make ids that came before less likely (Keskar et al. 2019, Section 4.1, as transformers applies it).
+
+    Args:
+        logits: Of every id.
+        seen_ids: Ids that came before, in any number.
+        penalty: Above 1 discourages repetition.
+    """
+    if penalty == 1.0:
+        return logits
+    seen = logits[seen_ids]
+    return logits.index_copy(0, seen_ids, torch.where(seen > 0, seen / penalty, seen * penalty))
 
 
 def sample_untruncated(

@@ -49,6 +49,8 @@ class ModalityConfig:
     """Weight of the in-span target "another latent follows"."""
     num_noises_per_latent: int = 4
     """Timesteps and noises drawn for every latent in one forward pass (Section 2.2: typically four)."""
+    says_size: bool = False
+    """Spans begin with rows and columns, because pictures differ in size; needs vocabulary.max_grid_side."""
     tokenizer_fingerprint: str | None = None
     """The tokenizer this modality was trained with; another one is refused."""
 
@@ -83,6 +85,10 @@ class LatentLMConfig:
         for name in self.modalities:
             if not name.isidentifier():
                 raise ValueError(f"'{name}' cannot name a modality: it becomes a name of files and parameters")
+            if self.modalities[name].says_size and not self.vocabulary.max_grid_side:
+                raise ValueError(
+                    f"modalities.{name}.says_size needs vocabulary.max_grid_side: the longest side, in latents"
+                )
             if self.vocabulary.switch_tokens:
                 self.vocabulary.begin_id(name)  # refuses a modality without switch tokens
 
@@ -205,7 +211,23 @@ class LatentLM(Pretrained, nn.Module):
         if self.config.lm_head:
             counts["lm"] = batch.text_positions.shape[0]
             counts |= {f"continue/{name}": index.shape[0] for name, index in batch.continue_positions.items()}
-        return counts
+        return counts | self._group_counts(batch)
+
+    def _group_counts(self, batch: PackedBatch) -> dict[str, int]:
+        """The same by group of documents, for the losses that are told apart by them."""
+        positions = {f"diffusion/{name}": index for name, index in batch.latent_positions.items()}
+        if self.config.lm_head:
+            positions["lm"] = batch.text_positions
+        num_groups = len(batch.group_names)
+        return {
+            f"{loss}/{group}": count
+            for loss, index in positions.items()
+            for group, count in zip(
+                batch.group_names,
+                torch.bincount(batch.group_ids.flatten()[index], minlength=num_groups).tolist() if num_groups else (),
+                strict=True,
+            )
+        }
 
     def _complete(self, batch: PackedBatch) -> PackedBatch:
         """The batch with an empty entry for every modality that occurs in none of its documents.
@@ -238,8 +260,9 @@ class LatentLM(Pretrained, nn.Module):
                 all micro-batches); None means this batch's own counts.
 
         Returns:
-            float32 scalars: `lm`, `continue/<modality>`, `diffusion/<modality>`, `total`. A loss without a single
-            target is 0.
+            float32 scalars: `lm`, `continue/<modality>`, `diffusion/<modality>`, `total`; where the batch names groups
+            of documents also `lm/<group>` and `diffusion/<modality>/<group>`, which are not added to the total. A loss
+            without a single target is 0.
         """
         totals = self.loss_counts(batch) if totals is None else totals
         batch = self._complete(batch)
@@ -253,21 +276,24 @@ class LatentLM(Pretrained, nn.Module):
             }
             for name, (index, weight) in groups.items():
                 logits = self.logits(hidden_states[index])
-                summed = F.cross_entropy(logits, batch.labels.flatten()[index], reduction="sum")
-                losses[name] = summed / _at_least_one(totals[name])
+                each = F.cross_entropy(logits, batch.labels.flatten()[index], reduction="none")
+                losses[name] = each.sum() / _at_least_one(totals[name])
                 weighted.append(weight * losses[name])
+                if name == "lm":
+                    losses |= _by_group(name, each, index, batch, totals)
         for name in batch.latents:
-            loss = self._diffusion_loss(name, batch, hidden_states, noise_seed)
-            loss = loss / _at_least_one(totals[f"diffusion/{name}"])
-            losses[f"diffusion/{name}"] = loss
-            weighted.append(self.config.modalities[name].loss_weight * loss)
+            each = self._diffusion_losses(name, batch, hidden_states, noise_seed)
+            key = f"diffusion/{name}"
+            losses[key] = each.sum() / _at_least_one(totals[key])
+            weighted.append(self.config.modalities[name].loss_weight * losses[key])
+            losses |= _by_group(key, each, batch.latent_positions[name], batch, totals)
         losses["total"] = torch.stack(weighted).sum()
         return losses
 
-    def _diffusion_loss(
+    def _diffusion_losses(
         self, name: str, batch: PackedBatch, hidden_states: Float[Tensor, "P D"], noise_seed: int
-    ) -> Float[Tensor, ""]:
-        """Eq. 3, summed over latents, averaged over noises and dimensions; the head runs on latent positions only."""
+    ) -> Float[Tensor, "n"]:
+        """Eq. 3 of every latent, averaged over noises and dimensions; the head runs on latent positions only."""
         config, process = self.config.modalities[name], self.processes[name]
         latents, keys, num_noises = batch.latents[name].float(), batch.latent_keys[name], config.num_noises_per_latent
         timesteps = process.timesteps_from_uniform(
@@ -281,7 +307,23 @@ class LatentLM(Pretrained, nn.Module):
         conditions = hidden_states[batch.latent_positions[name] - 1]
         head: DiffusionHead = self.diffusion_heads[name]  # pyright: ignore[reportAssignmentType]
         prediction = head(noisy_latents.to(conditions.dtype), timesteps, conditions)
-        return (prediction.float() - target).square().mean(dim=(0, 2)).sum()
+        return (prediction.float() - target).square().mean(dim=(0, 2))
+
+
+def _by_group(
+    name: str,
+    losses: Float[Tensor, "k"],
+    positions: Int[Tensor, "k"],
+    batch: PackedBatch,
+    totals: Mapping[str, Tensor | float | int],
+) -> dict[str, Float[Tensor, ""]]:
+    """Losses of single targets, averaged over those of each group of documents; for the log, without a gradient."""
+    if not batch.group_names:
+        return {}
+    summed = losses.new_zeros(len(batch.group_names))
+    summed = summed.index_add(0, batch.group_ids.flatten()[positions], losses.detach())
+    keys = [f"{name}/{group}" for group in batch.group_names]
+    return {key: value / _at_least_one(totals[key]) for key, value in zip(keys, summed, strict=True)}
 
 
 def _at_least_one(count: Tensor | float | int) -> Tensor | float | int:

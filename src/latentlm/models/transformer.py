@@ -3,9 +3,13 @@
 Pre-RMSNorm, SwiGLU and rotary positions after LLaMA, with grouped-query attention (Figures 7 and 11). It reads vectors
 and gives vectors: what they stand for, text or latents, is the business of `LatentLM`.
 
+What the Llama and Qwen families add to this (biases, norms of queries and keys, stretched rotary frequencies) is off
+unless the config asks for it; `models.hf_checkpoint` reads their weights.
+
 Shapes: B batch, T positions, D hidden_size, H heads, Dh head_dim, S keys visible (T, or the cache's length).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +22,39 @@ from latentlm.nn.attention import attend
 from latentlm.nn.feedforward import SwiGLU
 from latentlm.nn.norm import RMSNorm
 from latentlm.nn.rope import apply_rotary, rotary_frequencies, rotary_tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama 3.1's rotary positions for texts longer than it was first trained on ("llama3" in its checkpoints).
+
+    Frequencies that turn often within the original length tell neighbours apart and stay; those that turn seldom are
+    slowed by `factor`, so that the longer text spans no angle that training did not; between the two lies a ramp.
+    """
+
+    factor: float
+    """How many times slower the slow frequencies become."""
+    low_freq_factor: float
+    """Turns within the original length up to which a frequency counts as slow."""
+    high_freq_factor: float
+    """Turns within the original length from which a frequency stays as it is."""
+    original_max_position_embeddings: int
+    """The original length in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.original_max_position_embeddings < 1:
+            raise ValueError("factor and original_max_position_embeddings of rotary scaling must be at least 1")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} must be positive and below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
+
+    def scale(self, frequencies: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
+        """The frequencies, in radians per position, with the slow ones slowed."""
+        turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
+        kept = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +77,19 @@ class TransformerConfig:
     """Rotary exponents run over 0..1 inclusive, as in the authors' image code; Llama's stop short of 1."""
     norm_eps: float = 1e-6
     """Added to the mean square in every RMSNorm."""
+    head_size: int | None = None
+    """Width of one attention head; None means hidden_size / num_heads (Qwen3 has other widths)."""
+    qkv_bias: bool = False
+    """Biases on queries, keys and values, as Qwen2 has them."""
+    qk_norm: bool = False
+    """RMSNorm of every head's query and key before the rotation, as in Qwen3."""
+    rope_scaling: RopeScaling | None = None
+    """Slowed rotary frequencies for long texts, as in Llama 3.1."""
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads:
+        if self.head_size is not None and self.head_size < 1:
+            raise ValueError(f"head_size is {self.head_size}; it must be positive, or null for hidden_size / num_heads")
+        if self.head_size is None and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.num_heads % self.kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}")
@@ -52,7 +99,7 @@ class TransformerConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_heads
+        return self.hidden_size // self.num_heads if self.head_size is None else self.head_size
 
     @property
     def kv_heads(self) -> int:
@@ -66,11 +113,13 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        kv_size = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        q_size, kv_size = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
         self,
@@ -93,6 +142,8 @@ class Attention(nn.Module):
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, H, T, Dh)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if cache is not None:
             k, v = cache.update(layer, k, v)
@@ -160,6 +211,8 @@ class Transformer(nn.Module):
             inclusive=self.config.rope_inclusive,
             device=positions.device,
         )
+        if self.config.rope_scaling is not None:
+            frequencies = self.config.rope_scaling.scale(frequencies)
         rotary = rotary_tables(positions, frequencies)
         if cache is not None:
             attention_mask = cache.attention_mask

@@ -3,10 +3,8 @@
 Shapes: B rows, T positions, n latents of one modality in the whole batch in reading order, C its latent_dim.
 """
 
-import bisect
 import dataclasses
 from collections.abc import Mapping
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +35,8 @@ class PackedBatch:
         text_positions: Flat positions whose discrete target counts for perplexity.
         continue_positions: By modality, flat positions inside spans whose target is "another latent follows".
         plain_causal: Every row is one document without padding, so that no attention mask is needed.
+        group_ids: Group of every position's document.
+        group_names: Of the groups; empty where losses are not told apart by them.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -50,6 +50,8 @@ class PackedBatch:
     text_positions: Int[Tensor, "k"]
     continue_positions: Mapping[str, Int[Tensor, "_n"]]
     plain_causal: bool
+    group_ids: Int[Tensor, "B T"]
+    group_names: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""
@@ -72,26 +74,3 @@ def document_causal_mask(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 
     causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
     same = document_ids[:, :, None] == document_ids[:, None, :]
     return (same & causal)[:, None]
-
-
-def pack(lengths: SequenceOf[int], max_length: int) -> list[list[int]]:
-    """Best-fit decreasing: indices of the documents of every row, no row longer than `max_length`.
-
-    Raises:
-        ValueError: If a document is longer than a row.
-    """
-    open_rows: list[tuple[int, int]] = []  # (free space, row), sorted: the best fit is found by bisection
-    rows: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        if length > max_length:
-            raise ValueError(f"document {index} has {length} tokens but a row holds {max_length}; split it first")
-        place = bisect.bisect_left(open_rows, (length, 0))
-        if place < len(open_rows):
-            space, best = open_rows.pop(place)
-        else:
-            space, best = max_length, len(rows)
-            rows.append([])
-        rows[best].append(index)
-        bisect.insort(open_rows, (space - length, best))
-    return rows

@@ -12,8 +12,18 @@ from torch import Tensor
 
 from latentlm.nn.keyed_noise import combine_keys
 from latentlm.sequence.batch import PADDING_DOCUMENT, PackedBatch
-from latentlm.sequence.document import IGNORE_LABEL, Document, LabelPart, LatentPart, Part, Sequence, TextPart
-from latentlm.sequence.vocabulary import VocabularyConfig
+from latentlm.sequence.document import (
+    IGNORE_LABEL,
+    CodePart,
+    Document,
+    IdsPart,
+    LabelPart,
+    LatentPart,
+    Part,
+    Sequence,
+    TextPart,
+)
+from latentlm.sequence.vocabulary import SWITCH_MODALITIES, VocabularyConfig
 
 
 @runtime_checkable
@@ -33,38 +43,35 @@ class TextTokenizer(Protocol):
 
 
 class _Draft:
-    """A sequence while it grows; shifts the targets by one, since position i predicts token i + 1."""
+    """A sequence while it grows."""
 
-    def __init__(self, *, with_targets: bool) -> None:
+    def __init__(self) -> None:
         self.ids: list[int] = []
-        self._with_targets = with_targets
         self._kinds: list[int] = []
-        self._labels: list[int] = []
         self._latents: dict[str, list[Tensor]] = {}
 
     def append_ids(self, new: SequenceOf[int]) -> None:
-        for token in new:
-            self._append(token, kind=0, target=token)
+        self.ids.extend(new)
+        self._kinds.extend([0] * len(new))
 
     def append_latents(self, part: LatentPart, kind: int, *, placeholder: int) -> None:
-        for _ in range(part.latents.shape[0]):
-            self._append(placeholder, kind=kind, target=placeholder)
+        count = part.latents.shape[0]
+        self.ids.extend([placeholder] * count)
+        self._kinds.extend([kind] * count)
         self._latents.setdefault(part.modality, []).append(part.latents)
 
-    def _append(self, token: int, *, kind: int, target: int) -> None:
-        if self.ids and self._with_targets:
-            self._labels[-1] = target
-        self.ids.append(token)
-        self._kinds.append(kind)
-        self._labels.append(IGNORE_LABEL)
-
-    def finish(self, key: int) -> Sequence:
+    def finish(self, document: Document, *, with_targets: bool) -> Sequence:
+        input_ids = torch.tensor(self.ids)
+        labels = torch.full_like(input_ids, IGNORE_LABEL)
+        if with_targets:
+            labels[:-1] = input_ids[1:]  # position i predicts token i + 1
         return Sequence(
-            input_ids=torch.tensor(self.ids),
+            input_ids=input_ids,
             modality_ids=torch.tensor(self._kinds),
-            labels=torch.tensor(self._labels),
+            labels=labels,
             latents={name: torch.cat(items) for name, items in self._latents.items()},
-            key=key,
+            key=document.key,
+            group=document.group,
         )
 
 
@@ -108,24 +115,41 @@ class SequenceBuilder:
         Raises:
             ValueError: If a part does not fit this vocabulary, latents would come first, or latents are not finite.
         """
-        draft = _Draft(with_targets=self.vocabulary.switch_tokens)
+        draft = _Draft()
         text = self.text_tokenizer
-        if text is not None:
+        if text is not None and document.begins:
             draft.append_ids([text.eos_id])
         for part in document.parts:
             if isinstance(part, TextPart):
                 if text is None:
                     raise ValueError("the document holds text but no text tokenizer was given")
                 draft.append_ids(text.encode(part.text))
+            elif isinstance(part, IdsPart):
+                self._check_text_ids(part.ids)
+                draft.append_ids(part.ids)
             elif isinstance(part, LabelPart):
                 draft.append_ids([self.vocabulary.class_id(part.label)])
+            elif isinstance(part, CodePart):
+                draft.append_ids(self._code_span(part))
             else:
                 self._append_span(draft, part)
-        if text is not None and not open_ended:
+        if text is not None and document.ends and not open_ended:
             draft.append_ids([text.eos_id])
         if not draft.ids:
             raise ValueError("the document is empty")
-        return draft.finish(document.key)
+        return draft.finish(document, with_targets=self.vocabulary.switch_tokens)
+
+    def _code_span(self, part: CodePart) -> list[int]:
+        vocabulary, codes = self.vocabulary, part.codes.tolist()
+        if not codes or not (min(codes) >= 0 and max(codes) < vocabulary.num_codes):
+            raise ValueError(f"a span of codes needs some, in 0..{vocabulary.num_codes - 1}, but holds others or none")
+        begin, end = vocabulary.begin_id(part.modality), vocabulary.end_id(part.modality)
+        ids = [vocabulary.first_code_id + code for code in codes]
+        return [begin, *self.size_ids(part.grid, len(codes)), *ids, end]
+
+    def _check_text_ids(self, ids: SequenceOf[int]) -> None:
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary.num_text_ids):
+            raise ValueError(f"ids of text lie in 0..{self.vocabulary.num_text_ids - 1}, but others were given")
 
     def _append_span(self, draft: _Draft, part: LatentPart) -> None:
         if part.modality not in self.modalities:
@@ -139,13 +163,30 @@ class SequenceBuilder:
         vocabulary, kind = self.vocabulary, 1 + self.modalities.index(part.modality)
         if vocabulary.switch_tokens:
             begin = vocabulary.begin_id(part.modality)
-            draft.append_ids([begin])
+            draft.append_ids([begin, *self.size_ids(part.grid, part.latents.shape[0])])
             draft.append_latents(part, kind, placeholder=begin)
             draft.append_ids([vocabulary.end_id(part.modality)])
         elif draft.ids:
             draft.append_latents(part, kind, placeholder=vocabulary.pad_id)
         else:
             raise ValueError("latents come first, so nothing predicts the first one; start with a label")
+
+    def size_ids(self, grid: tuple[int, int] | None, count: int) -> list[int]:
+        """What stands between a begin token and the picture: rows and columns, if the picture has a variable size.
+
+        Args:
+            grid: Rows and columns, or None.
+            count: Of its latents or codes.
+
+        Raises:
+            ValueError: If the grid holds another number, or is too large to be said.
+        """
+        if grid is None:
+            return []
+        rows, columns = grid
+        if rows * columns != count:
+            raise ValueError(f"a grid of {rows} x {columns} does not hold {count} tokens")
+        return [self.vocabulary.size_id(rows), self.vocabulary.size_id(columns)]
 
     def restore(self, sequence: Sequence) -> Document:
         """The document of a sequence; the inverse of `build` up to joining neighbouring and dropping empty texts."""
@@ -162,26 +203,35 @@ class SequenceBuilder:
                 parts.append(TextPart(self.text_tokenizer.decode(text)))
                 text.clear()
 
-        def latent_part(modality: str, count: int) -> LatentPart:
+        def latent_part(modality: str, count: int, grid: tuple[int, int] | None) -> LatentPart:
             start = used.get(modality, 0)
             used[modality] = start + count
             stored = sequence.latents.get(modality)
-            return LatentPart(modality, torch.empty(0, 0) if stored is None else stored[start : start + count])
+            return LatentPart(modality, torch.empty(0, 0) if stored is None else stored[start : start + count], grid)
 
-        begins = {vocabulary.begin_id(name): name for name in self.modalities} if vocabulary.switch_tokens else {}
-        ends = {vocabulary.end_id(name) for name in self.modalities} if vocabulary.switch_tokens else set()
+        names = SWITCH_MODALITIES if vocabulary.num_codes else self.modalities
+        begins = {vocabulary.begin_id(name): name for name in names} if vocabulary.switch_tokens else {}
+        ends = {vocabulary.end_id(name) for name in names} if vocabulary.switch_tokens else set()
         index = 0
         while index < len(ids):
             token, kind = ids[index], kinds[index]
             if kind or token in begins:
                 flush_text()
                 modality = self.modalities[kind - 1] if kind else begins[token]
-                start = index if kind else index + 1
-                index = start
+                index += 0 if kind else 1
+                sides = [side for token in ids[index : index + 2] if (side := vocabulary.side_of(token)) is not None]
+                grid = (sides[0], sides[1]) if not kind and len(sides) == 2 else None
+                index += 0 if grid is None else 2
+                start = index
+                while index < len(ids) and not kinds[index] and ids[index] >= vocabulary.first_code_id:
+                    index += 1
+                if index > start:
+                    parts.append(CodePart(modality, sequence.input_ids[start:index] - vocabulary.first_code_id, grid))
+                    continue
                 kind = 1 + self.modalities.index(modality)
                 while index < len(ids) and kinds[index] == kind:
                     index += 1
-                parts.append(latent_part(modality, index - start))
+                parts.append(latent_part(modality, index - start, grid))
                 continue
             if token < vocabulary.num_text_ids:
                 if self.text_tokenizer is None or token != self.text_tokenizer.eos_id:
@@ -193,26 +243,38 @@ class SequenceBuilder:
                 raise ValueError(f"id {token} has no place in a sequence (padding, or an unknown switch token)")
             index += 1
         flush_text()
-        return Document(tuple(parts), key=sequence.key)
+        return Document(tuple(parts), key=sequence.key, group=sequence.group)
 
-    def collate(self, rows: SequenceOf[SequenceOf[Sequence]]) -> PackedBatch:
-        """Lay documents side by side in rows, right-padded to the longest row.
+    def collate(
+        self,
+        rows: SequenceOf[SequenceOf[Sequence]],
+        *,
+        length: int | None = None,
+        group_names: SequenceOf[str] = (),
+    ) -> PackedBatch:
+        """Lay documents side by side in rows, right-padded.
 
         Args:
             rows: The documents of every row, in order (see `pack`).
+            length: Of a row; None is that of the longest.
+            group_names: Names of the documents' groups, where losses are to be told apart by them.
 
         Raises:
-            ValueError: If there is no document, or a row without one.
+            ValueError: If there is no document, a row without one, or a row that is too long.
         """
         if not rows or not all(rows):
             raise ValueError("a batch needs at least one row, and every row at least one document")
-        length = max(sum(len(sequence) for sequence in row) for row in rows)
+        longest = max(sum(len(sequence) for sequence in row) for row in rows)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(f"a row of {longest} tokens does not fit into {length}")
         shape = (len(rows), length)
         input_ids = torch.full(shape, self.vocabulary.pad_id)
         labels = torch.full(shape, IGNORE_LABEL)
         modality_ids = torch.zeros(shape, dtype=torch.long)
         positions = torch.zeros(shape, dtype=torch.long)
         document_ids = torch.full(shape, PADDING_DOCUMENT)
+        group_ids = torch.zeros(shape, dtype=torch.long)
         latents: dict[str, list[Tensor]] = {name: [] for name in self.modalities}
         keys: dict[str, list[Tensor]] = {name: [] for name in self.modalities}
         for b, row in enumerate(rows):
@@ -224,6 +286,7 @@ class SequenceBuilder:
                 modality_ids[b, span] = sequence.modality_ids
                 positions[b, span] = torch.arange(len(sequence))
                 document_ids[b, span] = index
+                group_ids[b, span] = sequence.group
                 start += len(sequence)
                 for name, values in sequence.latents.items():
                     modality = self.modalities.index(name)
@@ -237,6 +300,8 @@ class SequenceBuilder:
             document_ids,
             latents={name: torch.cat(items) for name, items in latents.items() if items},
             latent_keys={name: torch.cat(items) for name, items in keys.items() if items},
+            group_ids=group_ids,
+            group_names=tuple(group_names),
         )
 
     def _finish(
@@ -248,6 +313,8 @@ class SequenceBuilder:
         document_ids: Tensor,
         latents: dict[str, Tensor],
         latent_keys: dict[str, Tensor],
+        group_ids: Tensor,
+        group_names: tuple[str, ...],
     ) -> PackedBatch:
         kinds, targets = modality_ids.flatten(), labels.flatten()
         has_label = targets != IGNORE_LABEL
@@ -270,6 +337,8 @@ class SequenceBuilder:
                 if self.vocabulary.switch_tokens
             },
             plain_causal=bool((document_ids == 0).all()),
+            group_ids=group_ids,
+            group_names=group_names,
         )
 
     def collate_labelled(
@@ -302,4 +371,5 @@ class SequenceBuilder:
             text_positions=input_ids.new_zeros(0),
             continue_positions={},
             plain_causal=True,
+            group_ids=torch.zeros_like(input_ids),
         )

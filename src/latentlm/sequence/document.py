@@ -21,6 +21,13 @@ class TextPart:
 
 
 @dataclass(frozen=True)
+class IdsPart:
+    """A stretch of text that is ids of the text tokenizer already, such as a piece of a document cut between tokens."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class LabelPart:
     """A class label; None is the null class (no condition)."""
 
@@ -29,13 +36,29 @@ class LabelPart:
 
 @dataclass(frozen=True, eq=False)
 class LatentPart:
-    """A picture, a sound, …, as latents of unit scale: Float[n, C]."""
+    """A picture, a sound, …, as latents of unit scale: Float[n, C].
+
+    Attributes:
+        modality: Its name.
+        latents: In reading order.
+        grid: Rows and columns of a picture of variable size, which the sequence then says; None says nothing.
+    """
 
     modality: str
     latents: Float[Tensor, "n C"]
+    grid: tuple[int, int] | None = None
 
 
-Part = TextPart | LabelPart | LatentPart
+@dataclass(frozen=True, eq=False)
+class CodePart:
+    """A picture, a sound, …, as codes of a vector-quantized tokenizer: Int[n]; `grid` as in `LatentPart`."""
+
+    modality: str
+    codes: Int[Tensor, "n"]
+    grid: tuple[int, int] | None = None
+
+
+Part = TextPart | IdsPart | LabelPart | LatentPart | CodePart
 
 
 @dataclass(frozen=True)
@@ -45,10 +68,16 @@ class Document:
     Attributes:
         parts: What the document says.
         key: 64-bit identity; training noise is drawn from it, so that it does not depend on packing order.
+        begins: Nothing was cut away before it. Such a document starts with end-of-text.
+        ends: Nothing was cut away behind it. Such a document ends with end-of-text.
+        group: Number of the source it comes from, by which losses may be told apart.
     """
 
     parts: tuple[Part, ...]
     key: int = 0
+    begins: bool = True
+    ends: bool = True
+    group: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +90,7 @@ class Sequence:
         labels: Discrete target of each position (the id of the next token), or IGNORE_LABEL.
         latents: By modality, in reading order.
         key: The document's.
+        group: The document's.
     """
 
     input_ids: Int[Tensor, "T"]
@@ -68,6 +98,7 @@ class Sequence:
     labels: Int[Tensor, "T"]
     latents: Mapping[str, Float[Tensor, "_n _C"]]
     key: int = 0
+    group: int = 0
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

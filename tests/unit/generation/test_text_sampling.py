@@ -58,12 +58,19 @@ def test_forbidden_ids_never_come(uniform: float, allowed: list[bool], top_k: in
     assert allowed[int(sample_ids(LOGITS, config, torch.tensor(uniform), allowed=torch.tensor(allowed)))]
 
 
-def test_top_k_and_top_p_both_look_at_the_whole_distribution() -> None:
-    uniforms = (torch.arange(900) + 0.5) / 900
-    logits = PROBABILITIES.log().expand(900, 4)
-    # 0.4 and 0.3 fall short of 0.75, so that 0.2 stays; of the three that top_k leaves, two would have been enough.
+def test_top_p_looks_at_what_top_k_has_left() -> None:
+    uniforms = (torch.arange(700) + 0.5) / 700
+    logits = PROBABILITIES.log().expand(700, 4)
+    # Of the 0.9 that top_k leaves, 0.4 and 0.3 are more than three quarters.
     drawn = sample_ids(logits, TextSamplingConfig(top_k=3, top_p=0.75), uniforms)
-    assert drawn.bincount(minlength=4).tolist() == [0, 400, 200, 300]
+    assert drawn.bincount(minlength=4).tolist() == [0, 400, 0, 300]
+
+
+def test_min_p_is_a_share_of_the_likeliest() -> None:
+    # 0.234 and 0.086 are 0.37 and 0.135 of 0.636.
+    kept = frequencies(TextSamplingConfig(min_p=0.3)) > 0
+    assert kept.tolist() == [True, False, False, False, True]
+    assert (frequencies(TextSamplingConfig(min_p=0.1)) > 0).sum() == 3
 
 
 def test_a_batch_is_drawn_position_by_position() -> None:

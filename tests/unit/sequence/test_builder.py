@@ -7,7 +7,9 @@ from latentlm.sequence import (
     IGNORE_LABEL,
     NUM_PERMANENT_IDS,
     PADDING_DOCUMENT,
+    CodePart,
     Document,
+    IdsPart,
     LabelPart,
     LatentPart,
     Part,
@@ -15,7 +17,6 @@ from latentlm.sequence import (
     TextPart,
     VocabularyConfig,
     document_causal_mask,
-    pack,
 )
 from latentlm.tokenizers.text import ByteTokenizer
 
@@ -135,16 +136,6 @@ def test_packing_restarts_positions_and_separates_documents(builder: SequenceBui
     assert batch.labels[0, 3] == IGNORE_LABEL
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 20), max_size=40))
-def test_packing_keeps_every_document_once_and_every_row_within_length(lengths: list[int]) -> None:
-    rows = pack(lengths, 20)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    assert all(sum(lengths[index] for index in row) <= 20 for row in rows)
-    if lengths:
-        assert len(rows) <= 2 * -(-sum(lengths) // 20)  # no two rows could be merged
-
-
 def test_text_cannot_forge_switch_tokens(builder: SequenceBuilder) -> None:
     sequence = builder.build(Document((TextPart("<|endoftext|><boi>\x00"),)))
     assert int(sequence.input_ids[1:-1].max()) < 256
@@ -166,11 +157,6 @@ def test_latents_need_something_before_them() -> None:
     builder = SequenceBuilder(VocabularyConfig(num_classes=5), ["image"])
     with pytest.raises(ValueError, match="nothing predicts the first one"):
         builder.build(Document((latents("image", 2),)))
-
-
-def test_a_document_longer_than_a_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="split it first"):
-        pack([3, 30], 20)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -204,6 +190,64 @@ def test_a_batch_without_documents_is_refused(builder: SequenceBuilder, rows: li
         builder.collate(rows)
 
 
-def test_packing_takes_the_row_with_the_least_space_that_fits() -> None:
-    # 7 opens row 0 (3 left), 6 row 1 (4 left); 4 fits row 1 exactly, 3 row 0 exactly.
-    assert pack([3, 6, 4, 7], 10) == [[3, 0], [1, 2]]
+CODES = VocabularyConfig(num_text_ids=257, switch_tokens=True, max_grid_side=4, num_codes=16)
+
+
+def test_sizes_and_codes_have_ids_of_their_own_behind_all_others() -> None:
+    assert CODES.size_id(1) == 268
+    assert CODES.side_of(CODES.size_id(4)) == 4
+    assert CODES.side_of(CODES.size_id(4) + 1) is None
+    assert CODES.first_code_id == 272
+    assert CODES.size == 288
+    with pytest.raises(ValueError, match="a side of 5 latents cannot be said"):
+        CODES.size_id(5)
+    for fields in ({"max_grid_side": 3}, {"num_codes": 3}):
+        with pytest.raises(ValueError, match="switch_tokens: true"):
+            VocabularyConfig(**fields)
+
+
+def test_pictures_of_codes_and_of_said_sizes_are_restored() -> None:
+    builder = SequenceBuilder(CODES, [], ByteTokenizer())
+    codes = torch.tensor([3, 0, 15, 7, 7, 1])
+    sequence = builder.build(Document((CodePart("image", codes, (2, 3)), TextPart("a"), CodePart("image", codes))))
+    begin, end = CODES.begin_id("image"), CODES.end_id("image")
+    ids = [272 + code for code in codes.tolist()]
+    assert sequence.input_ids.tolist() == [256, begin, 269, 270, *ids, end, 97, begin, *ids, end, 256]
+    assert sequence.labels.tolist() == [*sequence.input_ids.tolist()[1:], IGNORE_LABEL]
+    first, text, second = builder.restore(sequence).parts
+    assert isinstance(first, CodePart)
+    assert isinstance(second, CodePart)
+    assert (first.grid, text, second.grid) == ((2, 3), TextPart("a"), None)
+    assert torch.equal(first.codes, codes)
+    assert torch.equal(second.codes, codes)
+
+    latent_builder = SequenceBuilder(CODES, list(DIMS), ByteTokenizer())
+    picture = LatentPart("image", torch.ones(6, 4), (3, 2))
+    (restored,) = latent_builder.restore(latent_builder.build(Document((picture,)))).parts
+    assert isinstance(restored, LatentPart)
+    assert restored.grid == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (CodePart("image", torch.tensor([16])), r"needs some, in 0..15"),
+        (CodePart("image", torch.zeros(0, dtype=torch.long)), "or none"),
+        (CodePart("image", torch.tensor([1, 2]), (2, 2)), "a grid of 2 x 2 does not hold 2 tokens"),
+        (IdsPart((1, 257)), r"ids of text lie in 0..256"),
+    ],
+)
+def test_parts_that_do_not_fit_the_vocabulary_are_refused(part: Part, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SequenceBuilder(CODES, [], ByteTokenizer()).build(Document((part,)))
+
+
+def test_a_piece_of_a_document_has_no_end_that_it_did_not_have(builder: SequenceBuilder) -> None:
+    whole = builder.build(Document((IdsPart((97, 98)), latents("image", 2)), begins=False, ends=False, group=3))
+    begin, end = VOCABULARY.begin_id("image"), VOCABULARY.end_id("image")
+    assert whole.input_ids.tolist() == [97, 98, begin, begin, begin, end]
+    batch = builder.collate([[whole]], length=8, group_names=("a", "b", "c", "d"))
+    assert batch.input_ids.shape == (1, 8)
+    assert batch.group_ids.tolist() == [[3] * 6 + [0] * 2]
+    with pytest.raises(ValueError, match="a row of 6 tokens does not fit into 5"):
+        builder.collate([[whole]], length=5)

@@ -1,0 +1,144 @@
+"""Between what people hold (strings, pictures) and what the model reads (documents of text and latents).
+
+Shapes: C channels, H height, W width of a picture, in pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from latentlm.data.decode import read_file
+from latentlm.data.images import load_image, to_unit_range
+from latentlm.nn.keyed_noise import combine_keys, signed_int64
+from latentlm.pictures import to_uint8
+from latentlm.sequence import CodePart, Document, LatentPart, Part, TextPart
+from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.vq_image import VQImageTokenizer
+
+AnyImageTokenizer = ImageTokenizer | VQImageTokenizer
+
+PromptPart = str | Image.Image | np.ndarray | Tensor | Path
+"""Text; or a picture: a Pillow image, uint8 [H, W] or [H, W, C], float [C, H, W] in [-1, 1], or the path of a file."""
+
+Prompt = PromptPart | Sequence[PromptPart]
+"""One part, or several in order."""
+
+_PROMPT_STREAM = 0x9807
+
+
+class PromptEncoder:
+    """Prompts to documents, pictures by the rule that training follows: fitted, encoded, sampled from the posterior.
+
+    Args:
+        tokenizer: Of pictures; None for a model without them.
+        says_size: Whether the model's pictures say their size.
+    """
+
+    def __init__(self, tokenizer: AnyImageTokenizer | None, *, says_size: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.says_size = says_size
+
+    def document(self, prompt: Prompt, *, seed: int = 0, sample: bool = True) -> Document:
+        """A prompt as a document.
+
+        Args:
+            prompt: Text and pictures.
+            seed: Of the pictures' posterior samples.
+            sample: Draw latents from the posterior, as the model was trained; otherwise its mean.
+
+        Raises:
+            ValueError: If a part is of no known type, a picture cannot be read, or the model takes none.
+        """
+        parts = [prompt] if isinstance(prompt, PromptPart) else list(prompt)
+        return Document(tuple(self._part(part, number, seed, sample) for number, part in enumerate(parts)))
+
+    @torch.no_grad()
+    def _part(self, part: PromptPart, number: int, seed: int, sample: bool) -> Part:
+        if isinstance(part, str):
+            return TextPart(part)
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ValueError("the prompt holds a picture, but this model reads text alone")
+        pixels = self.pixels(part, name=f"picture {number} of the prompt")[None].to(self.tokenizer_device)
+        grid = tokenizer.grid(*pixels.shape[-2:]) if self.says_size else None
+        if isinstance(tokenizer, VQImageTokenizer):
+            return CodePart("image", tokenizer.encode(pixels)[0].cpu(), grid)
+        if not sample:
+            return LatentPart("image", tokenizer.encode(pixels, sample=False)[0], grid)
+        key = torch.tensor([number], device=pixels.device)
+        noise_seed = int(combine_keys(_PROMPT_STREAM, signed_int64(seed)))
+        return LatentPart("image", tokenizer.sample_keyed(tokenizer.posterior(pixels), noise_seed, key)[0], grid)
+
+    @property
+    def tokenizer_device(self) -> torch.device:
+        """Where pictures are encoded."""
+        assert self.tokenizer is not None
+        return next(self.tokenizer.parameters()).device
+
+    def pixels(self, picture: PromptPart, *, name: str) -> Float[Tensor, "C H W"]:
+        """A picture as the tokenizer takes it, in [-1, 1]."""
+        assert self.tokenizer is not None
+        config = self.tokenizer.config
+        if isinstance(picture, Tensor):
+            return self._checked(picture, name)
+        if isinstance(picture, Path):
+            data: Any = read_file(picture)
+        elif isinstance(picture, Image.Image):
+            data = np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+        elif isinstance(picture, np.ndarray):
+            data = picture
+        else:
+            raise ValueError(f"{name} is a {type(picture).__name__}; give text, a Pillow image, an array or a path")
+        pixels = load_image(
+            data, name, image_size=config.image_size, num_channels=config.num_channels, resize="center_crop"
+        )
+        return to_unit_range(torch.from_numpy(pixels.copy()))
+
+    def _checked(self, picture: Tensor, name: str) -> Float[Tensor, "C H W"]:
+        assert self.tokenizer is not None
+        config = self.tokenizer.config
+        sides = (config.image_size, config.image_size)
+        fits = picture.dim() == 3 and picture.shape[0] == config.num_channels
+        if not fits or (tuple(picture.shape[1:]) != sides and not self.says_size):
+            raise ValueError(
+                f"{name} is a tensor of shape {tuple(picture.shape)}; expected float [{config.num_channels}, "
+                f"{config.image_size}, {config.image_size}] in [-1, 1]"
+            )
+        return picture.float()
+
+
+@dataclass(frozen=True)
+class BrokenPicture:
+    """A picture that the model closed at a length that fills no grid, so that it cannot be decoded."""
+
+    num_tokens: int
+
+
+def raw_parts(document: Document, tokenizers: Mapping[str, Any]) -> list[str | Image.Image | BrokenPicture]:
+    """What a generated document says to people: its texts, and its pictures decoded."""
+    parts: list[str | Image.Image | BrokenPicture] = []
+    for part in document.parts:
+        if isinstance(part, TextPart):
+            parts.append(part.text)
+        elif isinstance(part, LatentPart | CodePart):
+            parts.append(decoded(part, tokenizers[part.modality]))
+    return parts
+
+
+@torch.no_grad()
+def decoded(part: LatentPart | CodePart, tokenizer: AnyImageTokenizer) -> Image.Image | BrokenPicture:
+    """The picture of some latents or codes, if they are as many as a picture has."""
+    tokens = part.latents if isinstance(part, LatentPart) else part.codes
+    rows, columns = part.grid or tokenizer.grid(tokenizer.config.image_size, tokenizer.config.image_size)
+    if len(tokens) != rows * columns:
+        return BrokenPicture(len(tokens))
+    pixels = tokenizer.decode(tokens[None], grid=part.grid)
+    array = to_uint8(pixels)[0].permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if pixels.shape[1] == 1 else array)

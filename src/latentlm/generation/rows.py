@@ -1,0 +1,90 @@
+"""What the generator knows of requests under way: rows, their streams through the backbone, links of guidance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentlm.generation.requests import GenerationRequest, LatentSpan
+from latentlm.sequence import Part
+
+Token = int | tuple[str, Tensor]
+"""A discrete id, or (modality, latent)."""
+
+
+@dataclass
+class Stream:
+    """One row of the cache: what it has read, what it reads next, and the hidden state of its newest token."""
+
+    cache_row: int
+    pending: list[Token] = field(default_factory=list)
+    length: int = 0
+    hidden_state: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def restart(self, tokens: list[Token]) -> None:
+        """Forget what was read; slots are overwritten from position 0."""
+        self.pending, self.length = tokens, 0
+
+
+@dataclass
+class Row:
+    """One request under way."""
+
+    index: int
+    request: GenerationRequest
+    weaker_prompts: list[list[Token]]
+    """What the weaker streams read before a span, begin token excluded; the unconditional one first."""
+    cond: Stream
+    weaker: list[Stream]
+    """The streams that guidance leads away from."""
+    spans: list[LatentSpan]
+    seen_ids: list[int]
+    """Text of prompt and answer."""
+    span: LatentSpan | None = None
+    span_latents: list[Tensor] = field(default_factory=list)
+    num_sizes_left: int = 0
+    """Of the open span, that the model has yet to say."""
+    sides: list[int] = field(default_factory=list)
+    """Of the open span, that the model has said."""
+    text_ids: list[int] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    num_latents: int = 0
+    num_free: int = 0
+    num_free_spans: int = 0
+    span_is_free: bool = False
+    guided: bool = False
+    finish_reason: str | None = None
+
+    @property
+    def open_span(self) -> LatentSpan:
+        """The span that is being filled."""
+        assert self.span is not None
+        return self.span
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Those that read what is generated."""
+        return [self.cond, *(self.weaker if self.guided else ())]
+
+
+class Links(NamedTuple):
+    """The links of guidance of some rows: each leads from a weaker stream's prediction to the next stronger one's."""
+
+    places: list[tuple[int, int]]
+    """Row, and number of the weaker stream in it."""
+    stronger: list[int]
+    """Where the stronger prediction stands: conditional ones of all rows first, then one for each of `places`."""
+    scales: list[float]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], scales: Sequence[tuple[float, ...]]) -> "Links":
+        links = cls([], [], [])
+        for row, of_row in enumerate(scales):
+            for number, scale in enumerate(of_row):
+                is_last = number == len(of_row) - 1
+                links.stronger.append(row if is_last else len(rows) + len(links.places) + 1)
+                links.places.append((row, number))
+                links.scales.append(scale)
+        return links

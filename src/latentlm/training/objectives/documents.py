@@ -1,0 +1,384 @@
+"""What training on documents of text and pictures shares: sources, packing, encoding, dropped conditions.
+
+    rows of RawPiece ─prepare▶ rows of Document (text ids; latents or codes of pictures) ─lay_out▶ the model's batch
+
+LatentLM and the models it is compared with on documents differ in `lay_out` and `model_losses` alone.
+
+Shapes: C channels, H height, W width of a picture.
+"""
+
+import itertools
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from latentlm.data.documents import DocumentDataConfig, DocumentSource, RawImage, open_documents
+from latentlm.data.images import load_image
+from latentlm.data.loader import load_numbered
+from latentlm.generation.image_pipeline import AnyImageTokenizer, load_image_tokenizer
+from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
+from latentlm.sequence import LatentSlot, PackingPlan, PackingReport
+from latentlm.tokenizers.text import StoredTextTokenizer, TextTokenizerConfig, open_text_tokenizer
+from latentlm.training import distributed
+from latentlm.training.document_batches import DocumentBatches, DocumentPieces, PictureReader, RawPiece
+from latentlm.training.objective import Counts, Objective
+from latentlm.training.optim import OptimConfig, OptimizerGroups, parameter_groups
+from latentlm.training.trainer import TrainerConfig
+
+# Streams of the keyed noise of one step.
+LATENT_STREAM = 11
+DROPOUT_STREAM = 12
+MODEL_STREAM = 13
+
+HELD_OUT_SEED = -1
+"""Of the held-out loss's noise; the seeds of runs are not negative."""
+NUM_HELD_OUT_ROWS = 256
+_ROWS_OF_REPORT = 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSourceConfig:
+    """One source of the mixture."""
+
+    data: DocumentDataConfig
+    """Files, and how their records become documents."""
+    weight: float = 1.0
+    """Share of the mixture's tokens, up to a common factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentRecipe:
+    """A model of documents; the recipe of each kind adds `model` and `generation`."""
+
+    kind: str
+    """Which model."""
+    sources: dict[str, DocumentSourceConfig]
+    """What it is trained on, by names that the log uses. The paper mixes text, pairs and interleaved as 2:1:1."""
+    text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
+    """Text to ids; bytes unless another one is named."""
+    tokenizer: str | None = None
+    """Folder of the trained image tokenizer (its run's `model` folder); usually given on the command line. null for
+    text alone."""
+    max_length: int = 512
+    """Tokens of a row; longer documents are cut, shorter ones packed side by side."""
+    drop_cond_prob: float = 0.1
+    """Share of documents that lose all that stands before one of their pictures, for classifier-free guidance."""
+    optim: OptimConfig
+    """AdamW and its schedule."""
+    trainer: TrainerConfig
+    """Steps, rows of a batch, precision, checkpoints."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty: name at least one")
+        if any("/" in name for name in self.sources):
+            raise ValueError("names of sources must not hold a slash: they stand behind one in the log")
+        if not 0 <= self.drop_cond_prob < 1:
+            raise ValueError(f"drop_cond_prob is {self.drop_cond_prob}; it must lie in [0, 1)")
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; a row needs two tokens at least")
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedDocuments:
+    """What a recipe's data and tokenizers come to.
+
+    Attributes:
+        batches: For training.
+        held_out: Opens batches of the validation parts; None if nothing is held out.
+        text_tokenizer: Of all sources.
+        tokenizer: Of pictures; None without.
+        report: Of the first rows of the plan.
+    """
+
+    batches: DocumentBatches
+    held_out: Callable[[], Iterable[Mapping[str, Any]]] | None
+    text_tokenizer: StoredTextTokenizer
+    tokenizer: AnyImageTokenizer | None
+    report: PackingReport
+
+
+class DocumentObjective(Objective):
+    """Rows of pieces to losses.
+
+    Args:
+        model: What is trained.
+        tokenizer: Frozen; encodes pictures. None for a model of text alone.
+        optim: AdamW and its schedule.
+        drop_cond_prob: Share of documents that lose what stands before a picture.
+        max_length: Tokens of a row.
+        group_names: Names of the sources.
+        held_out: Opens batches that are not trained on, for the held-out losses; None for none.
+    """
+
+    frozen_children: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: AnyImageTokenizer | None,
+        *,
+        optim: OptimConfig,
+        drop_cond_prob: float,
+        max_length: int,
+        group_names: Sequence[str],
+        held_out: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = None if tokenizer is None else tokenizer.requires_grad_(False).eval()
+        self.optim = optim
+        self.drop_cond_prob = drop_cond_prob
+        self.max_length = max_length
+        self.group_names = tuple(group_names)
+        self.held_out = held_out
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @abstractmethod
+    def encode(self, pictures: Tensor, noise_seed: int, keys: Tensor) -> Tensor:
+        """Tokens of pictures [B, C, H, W] in [-1, 1]: [B, N, ...]. Called without gradients, in float32."""
+
+    @abstractmethod
+    def lay_out(self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int) -> Any:
+        """The model's batch; called without gradients.
+
+        Args:
+            rows: Pieces, conditions dropped already.
+            tokens: Key of a piece to the tokens of its pictures, by the `raw` of their slots.
+            noise_seed: Of this step.
+        """
+
+    @abstractmethod
+    def loss_counts(self, batch: Any) -> Counts:
+        """Of a batch from `lay_out`; see `Objective.counts`."""
+
+    @abstractmethod
+    def model_losses(self, batch: Any, totals: Counts | None) -> dict[str, Tensor]:
+        """Named losses of a batch from `lay_out`, `total` among them; None as totals means the batch's own counts."""
+
+    def optimizer_groups(self) -> dict[str, OptimizerGroups]:
+        """One AdamW over what is trained of the model."""
+        return {"model": OptimizerGroups(self.optim, parameter_groups([self.model], self.optim))}
+
+    def ema_modules(self) -> dict[str, nn.Module]:
+        """The model."""
+        return {"model": self.model}
+
+    @torch.no_grad()
+    def prepare(self, raw_batch: Mapping[str, Any], *, step: int, seed: int) -> Any:
+        """Drop conditions, encode pictures with fresh noise, lay out rows.
+
+        Args:
+            raw_batch: `rows`, from `DocumentBatches`.
+            step: From 0.
+            seed: The run's.
+        """
+        step_seed = int(combine_keys(seed, step))
+        pieces = [piece for row in raw_batch["rows"] for piece in row]
+        drops = self._drops(pieces, int(combine_keys(step_seed, DROPOUT_STREAM)))
+        dropped = {id(piece): without_condition(piece, number) for piece, number in zip(pieces, drops, strict=True)}
+        rows = [[dropped[id(piece)] for piece in row] for row in raw_batch["rows"]]
+        kept = [piece for row in rows for piece in row]
+        tokens = self._encode_all(kept, int(combine_keys(step_seed, LATENT_STREAM)))
+        return self.lay_out(rows, tokens, int(combine_keys(step_seed, MODEL_STREAM)))
+
+    def _drops(self, pieces: Sequence[RawPiece], seed: int) -> list[int | None]:
+        """For each piece the picture before which all is dropped, or None."""
+        keys = torch.tensor([piece.key for piece in pieces])
+        uniforms = keyed_uniform(seed, keys, (2,)).tolist()
+        return [
+            int(which * len(piece.pictures)) if piece.pictures and chance < self.drop_cond_prob else None
+            for piece, (chance, which) in zip(pieces, uniforms, strict=True)
+        ]
+
+    def _encode_all(self, pieces: Sequence[RawPiece], seed: int) -> dict[int, list[Tensor]]:
+        """Key of a piece to its pictures' tokens; pictures of one size are encoded together."""
+        places = [(piece, number) for piece in pieces for number in range(len(piece.pictures))]
+        by_shape: dict[tuple[int, ...], list[tuple[RawPiece, int]]] = {}
+        for piece, number in places:
+            by_shape.setdefault(tuple(piece.pictures[number].shape), []).append((piece, number))
+        tokens: dict[int, dict[int, Tensor]] = {piece.key: {} for piece in pieces}
+        for same_size in by_shape.values():
+            pixels = torch.stack([piece.pictures[number] for piece, number in same_size]).to(self.device)
+            pictures = pixels.float().div_(127.5).sub_(1.0)
+            keys = torch.stack([combine_keys(piece.key, number) for piece, number in same_size]).to(self.device)
+            # float32 even inside autocast: the tokenizer is small next to the model, and its latents are targets.
+            with torch.autocast(self.device.type, enabled=False):
+                encoded = self.encode(pictures, seed, keys)
+            for (piece, number), of_picture in zip(same_size, encoded.cpu(), strict=True):
+                tokens[piece.key][number] = of_picture
+        return {key: [of_piece[number] for number in range(len(of_piece))] for key, of_piece in tokens.items()}
+
+    def counts(self, batch: Any) -> Counts:
+        """What each loss of the model is a mean over."""
+        return self.loss_counts(batch)
+
+    def losses(self, batch: Any, *, step: int, totals: Counts) -> dict[str, dict[str, Tensor]]:
+        """The model's losses."""
+        return {"model": self.model_losses(batch, totals)}
+
+    def evaluations(self) -> Sequence[Callable[[Objective, int], Mapping[str, float | int]]]:
+        """Losses on held-out documents, by source."""
+        return () if self.held_out is None else (self._held_out_losses,)
+
+    @torch.no_grad()
+    def _held_out_losses(self, objective: Objective, step: int) -> dict[str, float]:
+        """Mean losses over the held-out rows, with the same noise at every call, so that calls compare."""
+        assert self.held_out is not None
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        drop_cond_prob, self.drop_cond_prob = self.drop_cond_prob, 0.0
+        try:
+            for raw_batch in self.held_out():
+                batch = self.prepare(raw_batch, step=0, seed=HELD_OUT_SEED)
+                of_batch = self.loss_counts(batch)
+                for name, loss in self.model_losses(batch, None).items():
+                    if name != "total":
+                        count = float(of_batch[name])
+                        sums[name] = sums.get(name, 0.0) + count * float(loss)
+                        counts[name] = counts.get(name, 0.0) + count
+        finally:
+            self.drop_cond_prob = drop_cond_prob
+        return {f"held_out/{name}": sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
+    """A piece without all that stands before its picture `number`; None leaves it whole.
+
+    What is left begins as a document does, so that it looks like what guidance's unconditional stream reads.
+    """
+    if number is None:
+        return piece
+    start = next(i for i, part in enumerate(piece.segments) if isinstance(part, LatentSlot) and part.raw == number)
+    segments = tuple(
+        replace(part, raw=part.raw - number) if isinstance(part, LatentSlot) else part
+        for part in piece.segments[start:]
+    )
+    return replace(piece, segments=segments, pictures=piece.pictures[number:], begins_anew=True)
+
+
+def open_recipe_documents(recipe: DocumentRecipe, *, says_size: bool = False, progress: bool = True) -> OpenedDocuments:
+    """Open the sources and tokenizers of a recipe and plan its rows.
+
+    Args:
+        recipe: Sources, tokenizers, lengths.
+        says_size: Whether pictures differ in size and say so.
+        progress: Show progress bars while lengths are counted.
+
+    Raises:
+        ValueError: If data or tokenizers are missing, or do not fit together.
+    """
+    text_tokenizer = open_text_tokenizer(recipe.text_tokenizer)
+    tokenizer = None if recipe.tokenizer is None else load_image_tokenizer(recipe.tokenizer)
+    sources = [
+        _pieces(name, recipe, "train", text_tokenizer, tokenizer, says_size, progress) for name in recipe.sources
+    ]
+    weights = [source.weight for source in recipe.sources.values()]
+    plan = PackingPlan(
+        [source.lengths for source in sources], weights, max_length=recipe.max_length, seed=recipe.trainer.seed
+    )
+    report = plan.report(_ROWS_OF_REPORT)
+    total = sum(report.num_tokens)
+    shares = ", ".join(f"{name} {n / total:.1%}" for name, n in zip(recipe.sources, report.num_tokens, strict=True))
+    _log.info("rows of %d tokens: %s of the tokens; %.1f%% padding", recipe.max_length, shares, 100 * report.waste)
+    batches = DocumentBatches(
+        sources,
+        plan,
+        batch_size=recipe.trainer.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        max_bad_records=sum(source.data.max_bad_records for source in recipe.sources.values()),
+    )
+    held_out = _held_out(recipe, text_tokenizer, tokenizer, says_size)
+    return OpenedDocuments(batches, held_out, text_tokenizer, tokenizer, report)
+
+
+def make_document_loader(batches: DocumentBatches, trainer: TrainerConfig) -> Callable[[int], Iterator[Any]]:
+    """What a trainer takes: number of the first batch to endless batches."""
+    return lambda start: load_numbered(batches, batches, start_batch=start, num_workers=trainer.num_workers)
+
+
+def _held_out(
+    recipe: DocumentRecipe, text_tokenizer: StoredTextTokenizer, tokenizer: AnyImageTokenizer | None, says_size: bool
+) -> Callable[[], Iterable[Mapping[str, Any]]] | None:
+    """Every held-out source has the same share: the losses are told apart by source."""
+    names = [name for name, source in recipe.sources.items() if source.data.validation_ratio > 0]
+    if len(names) < len(recipe.sources):
+        return None
+    sources = [_pieces(name, recipe, "validation", text_tokenizer, tokenizer, says_size, False) for name in names]
+    plan = PackingPlan(
+        [source.lengths for source in sources], [1.0] * len(sources), max_length=recipe.max_length, seed=0
+    )
+    size = min(recipe.trainer.batch_size, NUM_HELD_OUT_ROWS)
+    batches = DocumentBatches(sources, plan, batch_size=size)
+    return lambda: itertools.islice(load_numbered(batches, batches), NUM_HELD_OUT_ROWS // size)
+
+
+def _pieces(
+    name: str,
+    recipe: DocumentRecipe,
+    part: Any,
+    text_tokenizer: StoredTextTokenizer,
+    tokenizer: AnyImageTokenizer | None,
+    says_size: bool,
+    progress: bool,
+) -> DocumentPieces:
+    data = _with_size(name, recipe.sources[name].data, tokenizer)
+    source: DocumentSource = open_documents(data, part=part)
+    return DocumentPieces(
+        source,
+        text_tokenizer,
+        picture_reader(data, tokenizer, says_size=says_size),
+        max_length=recipe.max_length,
+        group=list(recipe.sources).index(name),
+        progress=f"counting tokens of {name}" if progress else None,
+    )
+
+
+def _with_size(name: str, data: DocumentDataConfig, tokenizer: AnyImageTokenizer | None) -> DocumentDataConfig:
+    """Pictures as the tokenizer takes them, whatever their files hold."""
+    if tokenizer is None:
+        return data
+    size, num_channels = tokenizer.config.image_size, tokenizer.config.num_channels
+    if data.image_size not in (None, size):
+        raise ValueError(
+            f"the tokenizer was trained on pictures of {size} x {size} but sources.{name}.data.image_size is "
+            f"{data.image_size}; leave it out"
+        )
+    return replace(data, image_size=size, num_channels=num_channels)
+
+
+def picture_reader(
+    data: DocumentDataConfig, tokenizer: AnyImageTokenizer | None, *, says_size: bool = False
+) -> PictureReader:
+    """How pictures of these data are opened for this tokenizer; without one, a picture is a bad record."""
+
+    def read(picture: RawImage) -> Tensor:
+        assert data.image_size is not None
+        pixels = load_image(
+            picture.data,
+            picture.name,
+            image_size=data.image_size,
+            num_channels=data.num_channels,
+            resize=data.resize,
+            max_pixels=data.max_pixels,
+        )
+        return torch.from_numpy(pixels.copy()).movedim(-1, 0)  # Pillow's memory is read-only
+
+    def grid(picture: RawImage) -> tuple[int, int]:
+        if tokenizer is None:
+            raise ValueError("the document has a picture, but the recipe names no tokenizer of pictures")
+        return tokenizer.grid(tokenizer.config.image_size, tokenizer.config.image_size)
+
+    return PictureReader(read, grid, says_size=says_size)

@@ -1,0 +1,230 @@
+"""Trains a LatentLM on documents of text and pictures (paper Section 3.2): next-token prediction and diffusion."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm.generation.document_pipeline import TEXT
+from latentlm.generation.pipeline import LatentLMPipeline, check_tokenizers
+from latentlm.generation.requests import LatentSamplingConfig, PartEvent, TextSamplingConfig
+from latentlm.models.hf_checkpoint import load_hf_backbone
+from latentlm.models.latentlm import LatentLM, LatentLMConfig
+from latentlm.pictures import picture_grid
+from latentlm.sequence import Document, IdsPart, LatentPart, PackedBatch, SequenceBuilder
+from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.text import StoredTextTokenizer
+from latentlm.training.document_batches import RawPiece
+from latentlm.training.lora import LoraConfig, add_lora, freeze, merge_lora
+from latentlm.training.objective import Counts
+from latentlm.training.objectives.documents import (
+    DocumentObjective,
+    DocumentRecipe,
+    make_document_loader,
+    open_recipe_documents,
+)
+from latentlm.training.optim import OptimConfig
+
+_GRID_PICTURES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalRecipe(DocumentRecipe):
+    """A LatentLM that reads and writes text and pictures in any order."""
+
+    model: LatentLMConfig
+    """The model. `vocabulary.num_text_ids: 0` takes the number of ids from the text tokenizer."""
+    generation: LatentSamplingConfig = field(default_factory=LatentSamplingConfig)
+    """How pictures are sampled; saved with the model as its default."""
+    text_generation: TextSamplingConfig = field(default_factory=TextSamplingConfig)
+    """How text is sampled; likewise."""
+    init_from: str | None = None
+    """Folder of a Llama or Qwen checkpoint in Hugging Face format to start from."""
+    lora: LoraConfig | None = None
+    """Train low-rank changes of the backbone instead of its weights; they are folded in when the model is saved."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that are not trained, by patterns such as "transformer.*"."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.lm_head:
+            raise ValueError("model.lm_head: false predicts no text; a model of documents needs a softmax head")
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora freezes the backbone by itself; leave freeze out")
+
+
+class MultimodalObjective(DocumentObjective):
+    """Losses of Section 2.2 on packed documents.
+
+    Args:
+        model: What is trained.
+        tokenizer: Frozen; encodes pictures and decodes samples. None for text alone.
+        text_tokenizer: Saved with the model.
+        sampling: Of pictures, saved with the model.
+        text_sampling: Of text, likewise.
+        **options: Of `DocumentObjective`.
+
+    Raises:
+        ValueError: If the model was not built for these tokenizers.
+    """
+
+    kind = "multimodal"
+    model: LatentLM
+    tokenizer: ImageTokenizer | None
+
+    def __init__(
+        self,
+        model: LatentLM,
+        tokenizer: ImageTokenizer | None,
+        text_tokenizer: StoredTextTokenizer,
+        *,
+        sampling: LatentSamplingConfig,
+        text_sampling: TextSamplingConfig,
+        optim: OptimConfig,
+        **options: Any,
+    ) -> None:
+        check_tokenizers(model, {} if tokenizer is None else {"image": tokenizer})
+        super().__init__(model, tokenizer, optim=optim, **options)
+        self.text_tokenizer = text_tokenizer
+        self.sampling = sampling
+        self.text_sampling = text_sampling
+        self.is_adapted = False
+        self.builder = SequenceBuilder(model.config.vocabulary, list(model.config.modalities), text_tokenizer)
+
+    def adapt(self, config: LoraConfig) -> None:
+        """Train low-rank changes of the backbone instead of its weights."""
+        add_lora(self.model, config)
+        self.is_adapted = True
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the backbone's layers in the backward pass."""
+        self.model.transformer.activation_checkpointing = True
+
+    def encode(self, pictures: Tensor, noise_seed: int, keys: Tensor) -> Tensor:
+        """Latents, freshly sampled from the tokenizer's posterior."""
+        assert self.tokenizer is not None
+        return self.tokenizer.sample_keyed(self.tokenizer.posterior(pictures), noise_seed, keys)
+
+    def lay_out(
+        self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int
+    ) -> tuple[PackedBatch, int]:
+        """Packed sequences, and the step's noise seed."""
+        sequences = [[self.builder.build(self._document(piece, tokens[piece.key])) for piece in row] for row in rows]
+        packed = self.builder.collate(sequences, length=self.max_length, group_names=self.group_names)
+        return packed.to(self.device), noise_seed
+
+    def _document(self, piece: RawPiece, latents: Sequence[Tensor]) -> Document:
+        parts = tuple(
+            part if isinstance(part, IdsPart) else LatentPart(part.modality, latents[part.raw], part.grid)
+            for part in piece.segments
+        )
+        # Its end-of-text ids are among the segments, unless what stood before a picture was dropped.
+        return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
+
+    def loss_counts(self, batch: tuple[PackedBatch, int]) -> Counts:
+        """See `LatentLM.loss_counts`."""
+        return self.model.loss_counts(batch[0])
+
+    def model_losses(self, batch: tuple[PackedBatch, int], totals: Counts | None) -> dict[str, Tensor]:
+        """`lm`, `continue/image` and `diffusion/image`, also by source; see `LatentLM.forward`."""
+        packed, noise_seed = batch
+        return self.model(packed, noise_seed=noise_seed, totals=totals)
+
+    def pipeline(self) -> LatentLMPipeline:
+        """Model and tokenizers as users will hold them."""
+        model = merge_lora(self.model) if self.is_adapted else self.model
+        tokenizers: dict[str, Any] = {TEXT: self.text_tokenizer}
+        sampling: dict[str, Any] = {TEXT: self.text_sampling}
+        if self.tokenizer is not None:
+            tokenizers["image"], sampling["image"] = self.tokenizer, self.sampling
+        return LatentLMPipeline(model, tokenizers, sampling)
+
+    @torch.no_grad()
+    def sample_grid(self, *, seed: int) -> Tensor | None:
+        """Pictures drawn after nothing at all; None for a model of text."""
+        if self.tokenizer is None or self.model.config.modalities["image"].says_size:
+            return None
+        training = self.model.training
+        pipeline = self.pipeline()
+        requests = pipeline.requests([""] * _GRID_PICTURES, images=1, max_new_tokens=0, seed=seed)
+        parts = [event.part for event in pipeline.events(requests) if isinstance(event, PartEvent)]
+        latents = torch.stack([part.latents for part in parts if isinstance(part, LatentPart)])
+        pictures = self.tokenizer.decode(latents)
+        self.model.train(training)
+        return picture_grid(pictures)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A pipeline folder: model, tokenizers and sampling defaults."""
+        training = self.model.training
+        self.pipeline().save_pretrained(folder)
+        self.model.train(training)
+
+
+def build_multimodal(
+    recipe: MultimodalRecipe,
+) -> tuple[MultimodalObjective, Callable[[int], Iterator[Mapping[str, Any]]], MultimodalRecipe]:
+    """Open the data and build what the recipe trains.
+
+    Returns:
+        The objective; a loader factory, start batch to iterator; and the recipe with what the data filled in.
+
+    Raises:
+        ValueError: If data, tokenizers and model do not fit together; the message names the flag that mends it.
+    """
+    image = recipe.model.modalities.get("image")
+    opened = open_recipe_documents(recipe, says_size=image is not None and image.says_size)
+    tokenizer = opened.tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, ImageTokenizer):
+        raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
+    recipe = replace(recipe, model=_fitted(recipe, opened.text_tokenizer, tokenizer))
+    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
+        torch.manual_seed(recipe.trainer.seed)
+        model = LatentLM(recipe.model)
+        if recipe.init_from is not None:
+            load_hf_backbone(model, Path(recipe.init_from))
+        objective = MultimodalObjective(
+            model,
+            tokenizer,
+            opened.text_tokenizer,
+            sampling=recipe.generation,
+            text_sampling=recipe.text_generation,
+            optim=recipe.optim,
+            drop_cond_prob=recipe.drop_cond_prob,
+            max_length=recipe.max_length,
+            group_names=list(recipe.sources),
+            held_out=opened.held_out,
+        )
+        if recipe.lora is not None:
+            objective.adapt(recipe.lora)
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
+    return objective, make_document_loader(opened.batches, recipe.trainer), recipe
+
+
+def _fitted(
+    recipe: MultimodalRecipe, text_tokenizer: StoredTextTokenizer, tokenizer: ImageTokenizer | None
+) -> LatentLMConfig:
+    """The model's config with what the tokenizers say."""
+    config, vocabulary = recipe.model, recipe.model.vocabulary
+    if vocabulary.num_text_ids == 0:
+        vocabulary = replace(vocabulary, num_text_ids=text_tokenizer.num_ids)
+    modalities = dict(config.modalities)
+    if ("image" in modalities) != (tokenizer is not None):
+        raise ValueError(
+            "the model has the modality 'image' but the recipe names no tokenizer; train one first (latentlm train "
+            "recipes/..._tokenizer.yaml --out RUN) and pass --tokenizer RUN/model"
+            if tokenizer is None
+            else "the recipe names a tokenizer of pictures, but the model has no modality 'image'"
+        )
+    if tokenizer is not None:
+        image = modalities["image"]
+        if image.latent_dim != tokenizer.latent_dim:
+            raise ValueError(
+                f"the tokenizer gives latents of {tokenizer.latent_dim} dimensions but the model was configured for "
+                f"{image.latent_dim}; pass --model.modalities.image.latent_dim {tokenizer.latent_dim}"
+            )
+        modalities["image"] = replace(image, tokenizer_fingerprint=tokenizer.fingerprint())
+    return replace(config, vocabulary=vocabulary, modalities=modalities)
