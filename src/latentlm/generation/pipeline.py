@@ -32,7 +32,7 @@ from latentlm.tokenizers.base import LatentTokenizer
 from latentlm.tokenizers.text import ByteTokenizer, StoredTextTokenizer, load_text_tokenizer
 
 
-def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, LatentTokenizer]) -> None:
+def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, Any]) -> None:
     """Refuse tokenizers that the model was not trained with.
 
     Raises:

@@ -9,7 +9,7 @@ A σ-VAE with its discriminator, LatentLM and every baseline are objectives unde
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Objective(nn.Module, ABC):
     kind: str
     """The recipe kind it belongs to, such as "latentlm"."""
 
-    frozen_children: ClassVar[tuple[str, ...]] = ()
+    frozen_children: tuple[str, ...] = ()
     """Names of child modules that never change and are loaded from elsewhere: checkpoints leave them out."""
 
     @property

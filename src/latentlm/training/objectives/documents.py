@@ -12,7 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +118,6 @@ class DocumentObjective(Objective):
         held_out: Opens batches that are not trained on, for the held-out losses; None for none.
     """
 
-    frozen_children: ClassVar[tuple[str, ...]] = ("tokenizer",)
-
     def __init__(
         self,
         model: Any,
@@ -133,6 +131,7 @@ class DocumentObjective(Objective):
     ) -> None:
         super().__init__()
         self.model = model
+        self.frozen_children = () if tokenizer is None else ("tokenizer",)
         self.tokenizer = None if tokenizer is None else tokenizer.requires_grad_(False).eval()
         self.optim = optim
         self.drop_cond_prob = drop_cond_prob

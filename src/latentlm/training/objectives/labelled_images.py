@@ -11,7 +11,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class LabelledImageObjective(Objective):
         held_out: Opens batches that are not trained on, for the held-out loss; None for none.
     """
 
-    frozen_children: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    frozen_children: tuple[str, ...] = ("tokenizer",)
 
     def __init__(
         self,
