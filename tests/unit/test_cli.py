@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tiny_documents import tiny_multimodal_recipe
 from tiny_kinds import GENERATORS, save_tiny_tokenizers, tiny_pipeline, token_kind
 
 from latentlm.catalog import build
@@ -15,7 +17,7 @@ from latentlm.cli.generate import choose_labels
 from latentlm.cli.main import VERBS, main
 from latentlm.cli.recipes import read_recipe
 from latentlm.data import LatentWriter
-from latentlm.storage import publish_folder, write_tensors
+from latentlm.storage import publish_folder, read_json, write_tensors
 
 
 def imported_modules_after(*arguments: str) -> set[str]:
@@ -263,6 +265,46 @@ def test_generate_refuses_options_that_a_kind_does_not_have_and_writes_nothing(
 ) -> None:
     assert main(["generate", models[kind], *flags, "--out", str(tmp_path / "new")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"latentlm: {sentence}")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def document_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("documents")
+    objective, _, _ = build(tiny_multimodal_recipe(folder))
+    objective.save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+def test_generate_answers_prompts_of_text_and_pictures(document_model: str, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 200).save(tmp_path / "shoe.png")
+    prompts = ["--prompt", "@@ is no file", "--prompt", "What is", f"@{tmp_path / 'shoe.png'}", "? It is"]
+    flags = ["--images", "1", "--max-new-tokens", "4", "--max-images", "0", "--steps", "2", "--top-k", "5"]
+    assert main(["generate", document_model, *prompts, *flags, "--out", str(tmp_path / "new")]) == 0
+    written = read_json(tmp_path / "new" / "answers.json")["answers"]
+    assert [answer["seed"] for answer in written] == [0, 1]
+    for number, answer in enumerate(written):
+        assert answer["answer"][0] == {"picture": f"{number:03d}_0.png"}
+        with Image.open(tmp_path / "new" / f"{number:03d}_0.png") as picture:
+            assert picture.size == (8, 8)
+        assert f"![picture]({number:03d}_0.png)" in (tmp_path / "new" / "answers.md").read_text()
+    again = ["generate", document_model, *prompts, *flags, "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    assert read_json(tmp_path / "again" / "answers.json") == read_json(tmp_path / "new" / "answers.json")
+
+
+def test_generate_says_what_a_prompt_lacks(
+    document_model: str, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = ["--out", str(tmp_path / "new")]
+    for arguments, message in (
+        ([document_model], "knows no classes; give it a --prompt"),
+        ([models["dit"], "--prompt", "a"], "reads no prompts; give --labels"),
+        ([document_model, "--prompt", "@nowhere.png"], "nowhere.png: not a regular file"),
+        ([document_model, "--prompt", "a", "--max-new-tokens", "0"], "asks for nothing"),
+    ):
+        assert main(["generate", *arguments, *new]) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

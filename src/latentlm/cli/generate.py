@@ -1,7 +1,11 @@
-"""Draw images with a trained class-conditional model: a LatentLM or any model it is compared with.
+"""Draw images with a trained class-conditional model, or answer prompts with a model of text and pictures.
 
-Writes one PNG per image, grid.png with all of them, and generation.json with everything needed to draw them again. The
-same seed gives the same image whatever is drawn beside it.
+    latentlm generate RUN/model --labels 3,7 --out pictures
+    latentlm generate RUN/model --prompt "A picture of a boot:" --images 1 --out answers
+
+Of labels it writes one PNG per image, grid.png with all of them, and generation.json with everything needed to draw
+them again; of prompts answers.md, answers.json and the pictures. The same seed gives the same image or answer whatever
+is made beside it.
 """
 
 import argparse
@@ -10,6 +14,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from latentlm.cli import answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_precision(parser)
     parser.add_argument("--columns", type=int, help="columns of the grid (default: about square)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a CUDA device if there is one)")
+    answers.add_arguments(parser)
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--local-files-only", action="store_true", help="never touch the network")
 
@@ -65,6 +72,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from latentlm.catalog import load
     from latentlm.cli.device import resolve_device
     from latentlm.config import to_mapping
+    from latentlm.generation.document_pipeline import DocumentPipeline
     from latentlm.generation.image_pipeline import ImagePipeline
     from latentlm.pictures import picture_grid, save_picture, to_uint8
     from latentlm.storage import write_json
@@ -75,8 +83,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         local_files_only=arguments.local_files_only,
         device=resolve_device(arguments.device),
     )
+    if arguments.prompt:
+        if not isinstance(pipeline, DocumentPipeline) or pipeline.text_tokenizer is None:
+            raise ValueError(f"{arguments.model} holds a '{pipeline.kind}', which reads no prompts; give --labels")
+        answers.answer(pipeline, arguments)
+        return 0
     if not isinstance(pipeline, ImagePipeline):
         raise ValueError(f"{arguments.model} holds a '{pipeline.kind}', which draws nothing")
+    if pipeline.num_classes == 0:
+        raise ValueError(f"{arguments.model} knows no classes; give it a --prompt")
     labels = choose_labels(arguments.labels, arguments.num_images, pipeline.num_classes, pipeline.label_names)
     seeds = list(range(arguments.seed, arguments.seed + len(labels)))
     changes = sampling_changes(

@@ -65,6 +65,7 @@ class DocumentPipeline(ABC):
     """A trained model of documents together with its tokenizers.
 
     Attributes:
+        kind: Of its model, in config.json.
         model: Has a `device`.
         tokenizers: By name; the one of text is called "text".
         sampling: Defaults; `TextSamplingConfig` under "text".
@@ -72,6 +73,7 @@ class DocumentPipeline(ABC):
         prompts: Turns prompts into documents.
     """
 
+    kind: str
     model: Any
     tokenizers: dict[str, Any]
     sampling: dict[str, Any]

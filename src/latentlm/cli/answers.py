@@ -1,0 +1,126 @@
+"""Prompts on the command line: text and pictures in, text on the terminal as it comes, pictures and a page on disk."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentlm.generation.document_pipeline import DocumentPipeline, RawPart
+    from latentlm.generation.prompts import Prompt
+
+PICTURE_MARK = "@"
+"""A part of a prompt that starts with it names a picture file."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a prompt is, and how it is answered."""
+    group = parser.add_argument_group("models of text and pictures")
+    group.add_argument(
+        "--prompt",
+        action="append",
+        nargs="+",
+        metavar="PART",
+        help=f'text, or a picture as {PICTURE_MARK}file.png, in order: --prompt "What is this?" @shoe.png " It is"; '
+        "may be repeated, and all are answered as one batch",
+    )
+    group.add_argument("--images", type=int, default=0, metavar="N", help="pictures that follow at once (default: 0)")
+    group.add_argument("--max-new-tokens", type=int, default=256, help="tokens of free decoding (default: 256)")
+    group.add_argument("--max-images", type=int, metavar="N", help="pictures the model may begin itself; 0: text only")
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: nothing)")
+    group.add_argument("--temperature", type=float, help="of text; 0 is greedy (default: the model's)")
+    group.add_argument("--top-k", type=int, help="of text (default: the model's)")
+    group.add_argument("--top-p", type=float, help="of text (default: the model's)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end behind this text")
+
+
+def parse_prompt(parts: Sequence[str]) -> "Prompt":
+    """Parts of the command line as a prompt: `@file` is a picture, `@@` starts a text with one @."""
+    prompt: list[str | Path] = []
+    for part in parts:
+        if part.startswith(PICTURE_MARK * 2):
+            prompt.append(part[1:])
+        elif part.startswith(PICTURE_MARK):
+            prompt.append(Path(part[1:]))
+        else:
+            prompt.append(part)
+    return prompt
+
+
+def answer(pipeline: "DocumentPipeline", arguments: argparse.Namespace) -> None:
+    """Answer the prompts and write `answers.md`, `answers.json` and a PNG per picture.
+
+    Raises:
+        ValueError: If a prompt or an option does not fit the model.
+    """
+    from latentlm.storage import write_file_atomically, write_json
+
+    prompts = [parse_prompt(parts) for parts in arguments.prompt]
+    options: dict[str, Any] = {
+        "images": arguments.images,
+        "max_new_tokens": arguments.max_new_tokens,
+        "max_images": arguments.max_images,
+        "negative_prompt": arguments.negative_prompt,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "stop_strings": arguments.stop,
+        "cfg_scale": arguments.cfg_scale,
+        "num_inference_steps": arguments.steps,
+        "solver": arguments.solver,
+        "seed": arguments.seed,
+        "precision": arguments.precision,
+    }
+    answers = _follow(pipeline, prompts, options)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    page, records = [], []
+    for number, (parts, (answered, reason)) in enumerate(zip(arguments.prompt, answers, strict=True)):
+        shown, listed = _written(arguments.out, number, answered)
+        page.append(f"## {number}\n\n> {' '.join(parts)}\n\n{shown}\n")
+        records.append({"prompt": parts, "seed": arguments.seed + number, "answer": listed, "finish_reason": reason})
+    write_file_atomically(arguments.out / "answers.md", "\n".join(page).encode())
+    write_json(arguments.out / "answers.json", {"model": arguments.model, "answers": records})
+    print(f"\nanswers.md, answers.json and the pictures are in {arguments.out}")
+
+
+def _follow(
+    pipeline: "DocumentPipeline", prompts: Sequence["Prompt"], options: dict[str, Any]
+) -> "list[tuple[tuple[RawPart, ...], str]]":
+    """The answers, shown while they come: the text of a single prompt, a bar of latents otherwise."""
+    from tqdm import tqdm
+
+    from latentlm.generation.document_pipeline import AnswerEvent, TextDelta
+    from latentlm.generation.requests import LatentEvent
+
+    answers: dict[int, tuple[tuple[RawPart, ...], str]] = {}
+    with tqdm(desc="answering", unit="latent", disable=None, leave=False) as bar:
+        for event in pipeline.stream(prompts, **options):
+            if isinstance(event, TextDelta) and len(prompts) == 1:
+                bar.clear()
+                print(event.text, end="", flush=True, file=sys.stdout)
+            elif isinstance(event, LatentEvent):
+                bar.update()
+            elif isinstance(event, AnswerEvent):
+                answers[event.request] = (event.parts, event.finish_reason)
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _written(folder: Path, number: int, parts: "Sequence[RawPart]") -> tuple[str, list[dict[str, Any]]]:
+    """An answer as Markdown and as plain values; its pictures are saved."""
+    from PIL import Image
+
+    shown, listed = [], []
+    for part in parts:
+        if isinstance(part, str):
+            shown.append(part)
+            listed.append({"text": part})
+        elif isinstance(part, Image.Image):
+            name = f"{number:03d}_{len(listed)}.png"
+            part.save(folder / name)
+            shown.append(f"![picture]({name})")
+            listed.append({"picture": name})
+        else:
+            shown.append(f"(a picture of {part.num_tokens} tokens, which cannot be decoded)")
+            listed.append({"broken_picture": part.num_tokens})
+    return "\n\n".join(shown), listed
