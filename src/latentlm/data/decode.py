@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy_format
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from latentlm.data.records import BadRecord, DataError
 
@@ -33,6 +33,9 @@ MAX_ARRAY_BYTES = 16 * 2**30
 MAX_COMPRESSION_RATIO = 200
 """Pixels compress 2 to 20 times; deflate can reach 1000 on nothing but zeros, which is what a bomb is made of."""
 _RATIO_MATTERS_ABOVE_BYTES = 64 * 2**20  # small arrays may well be all zero
+
+_FIRST_LYING_ORIENTATION = 5
+"""EXIF orientations 5 to 8 are turned by a quarter."""
 
 DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
@@ -100,6 +103,24 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) 
     except DECODER_ERRORS as error:
         raise BadRecord(name, f"damaged image ({error})") from error
     return image
+
+
+def image_dimensions(data: bytes, name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Width and height of an encoded image, upright, from its header alone; errors as in `decode_image`."""
+    check_record_bytes(data, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            width, height = image.size
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_LYING_ORIENTATION
+    except Image.UnidentifiedImageError as error:
+        raise BadRecord(name, f"not an image ({', '.join(IMAGE_FORMATS)} are read)") from error
+    except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+        raise BadRecord(name, f"damaged image ({error})") from error
+    if width * height > max_pixels:
+        raise BadRecord(name, f"{width} x {height} pixels, above the limit of {max_pixels:,} (max_pixels)")
+    return (height, width) if lies else (width, height)
 
 
 def read_npz_array(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from latentlm.data.decode import MAX_IMAGE_PIXELS, decode_image
+from latentlm.data.decode import MAX_IMAGE_PIXELS, decode_image, image_dimensions
 from latentlm.data.records import BadRecord
 from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
 
@@ -49,6 +49,55 @@ def load_image(
         picture = decode_image(image, name, max_pixels=max_pixels)
     picture = fit(to_channels(picture, num_channels), image_size, resize)
     return np.asarray(picture).reshape(image_size, image_size, num_channels)
+
+
+def fitted_size(width: int, height: int, *, max_side: int, multiple: int) -> tuple[int, int]:
+    """Width and height of a picture that keeps its shape: sides are multiples, the longer one at most `max_side`.
+
+    A picture is never enlarged by more than what rounding to the multiple does.
+
+    Args:
+        width: Of the picture, pixels.
+        height: Likewise.
+        max_side: A multiple of `multiple`.
+        multiple: The patch size of the tokenizer.
+    """
+    scale = min(1.0, max_side / max(width, height))
+    sides = (max(multiple, round(side * scale / multiple) * multiple) for side in (width, height))
+    new_width, new_height = (min(side, max_side) for side in sides)
+    return new_width, new_height
+
+
+def load_image_of_any_shape(
+    image: bytes | np.ndarray,
+    name: str,
+    *,
+    max_side: int,
+    multiple: int,
+    num_channels: int,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> UInt8[np.ndarray, "height width num_channels"]:
+    """One picture in its own shape, resized to `fitted_size`; otherwise as `load_image`."""
+    if isinstance(image, np.ndarray):
+        picture = _from_array(image, name, max_pixels)
+    else:
+        picture = decode_image(image, name, max_pixels=max_pixels)
+    size = fitted_size(*picture.size, max_side=max_side, multiple=multiple)
+    picture = to_channels(picture, num_channels)
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.asarray(picture).reshape(size[1], size[0], num_channels)
+
+
+def image_shape(image: bytes | np.ndarray, name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Width and height of a picture as a record holds it, without decoding it.
+
+    Raises:
+        BadRecord: If it is no picture, or too large.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name, max_pixels).size
+    return image_dimensions(image, name, max_pixels=max_pixels)
 
 
 def _from_array(array: Shaped[np.ndarray, "..."], name: str, max_pixels: int) -> Image.Image:

@@ -93,7 +93,7 @@ class LatentLMPipeline(ImagePipeline, DocumentPipeline):
         image = model.config.modalities.get("image")
         self.prompts = PromptEncoder(
             None if image is None else self.tokenizers["image"],
-            says_size=image is not None and image.says_size,
+            max_grid_side=vocabulary.max_grid_side if image is not None and image.says_size else None,
         )
 
     @classmethod

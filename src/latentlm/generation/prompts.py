@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentlm.data.decode import read_file
-from latentlm.data.images import load_image, to_unit_range
+from latentlm.data.images import load_image, load_image_of_any_shape, to_unit_range
 from latentlm.nn.keyed_noise import combine_keys, signed_int64
 from latentlm.pictures import to_uint8
 from latentlm.sequence import CodePart, Document, LatentPart, Part, TextPart
@@ -38,12 +38,17 @@ class PromptEncoder:
 
     Args:
         tokenizer: Of pictures; None for a model without them.
-        says_size: Whether the model's pictures say their size.
+        max_grid_side: Longest side in latents of pictures that keep their shape and say it; None makes all alike.
     """
 
-    def __init__(self, tokenizer: AnyImageTokenizer | None, *, says_size: bool = False) -> None:
+    def __init__(self, tokenizer: AnyImageTokenizer | None, *, max_grid_side: int | None = None) -> None:
         self.tokenizer = tokenizer
-        self.says_size = says_size
+        self._max_grid_side = max_grid_side
+
+    @property
+    def says_size(self) -> bool:
+        """Whether the model's pictures say their size."""
+        return self._max_grid_side is not None
 
     def document(self, prompt: Prompt, *, seed: int = 0, sample: bool = True) -> Document:
         """A prompt as a document.
@@ -96,9 +101,15 @@ class PromptEncoder:
             data = picture
         else:
             raise ValueError(f"{name} is a {type(picture).__name__}; give text, a Pillow image, an array or a path")
-        pixels = load_image(
-            data, name, image_size=config.image_size, num_channels=config.num_channels, resize="center_crop"
-        )
+        if self._max_grid_side is None:
+            pixels = load_image(
+                data, name, image_size=config.image_size, num_channels=config.num_channels, resize="center_crop"
+            )
+        else:
+            max_side = self._max_grid_side * config.patch_size
+            pixels = load_image_of_any_shape(
+                data, name, max_side=max_side, multiple=config.patch_size, num_channels=config.num_channels
+            )
         return to_unit_range(torch.from_numpy(pixels.copy()))
 
     def _checked(self, picture: Tensor, name: str) -> Float[Tensor, "C H W"]:

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from latentlm.data.images import fit, flip_keyed, load_image, to_unit_range
+from latentlm.data.images import (
+    fit,
+    fitted_size,
+    flip_keyed,
+    image_shape,
+    load_image,
+    load_image_of_any_shape,
+    to_unit_range,
+)
 from latentlm.data.records import BadRecord
 
 
@@ -155,3 +163,37 @@ def test_flips_depend_on_seed_epoch_and_key_but_not_on_the_batch():
     torch.testing.assert_close(backwards, flipped, rtol=0, atol=0)
     assert (flip_keyed(images, seed=2, epochs=epochs, keys=keys) != flipped).any()
     assert (flip_keyed(images, seed=1, epochs=epochs + 1, keys=keys) != flipped).any()
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 16), st.integers(1, 12))
+def test_a_picture_of_any_shape_gets_sides_of_patches(width: int, height: int, multiple: int, sides: int) -> None:
+    max_side = multiple * sides
+    new = fitted_size(width, height, max_side=max_side, multiple=multiple)
+    assert all(multiple <= side <= max_side and side % multiple == 0 for side in new)
+    scale = min(1.0, max_side / max(width, height))
+    for side, old in zip(new, (width, height), strict=True):
+        # Half a patch of rounding, or all that a picture smaller than a patch lacks.
+        assert abs(side - old * scale) <= max(multiple / 2, multiple - old * scale) + 1e-6
+
+
+def test_a_picture_that_fits_keeps_its_pixels_and_a_lying_one_is_turned() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    kept = load_image_of_any_shape(pixels, "x", max_side=16, multiple=4, num_channels=3)
+    assert np.array_equal(kept, pixels)
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    assert image_shape(buffer.getvalue(), "x") == (8, 12)
+    assert load_image_of_any_shape(buffer.getvalue(), "x", max_side=16, multiple=4, num_channels=1).shape == (12, 8, 1)
+    assert image_shape(pixels, "x") == (12, 8)
+
+
+def test_the_shape_of_what_is_no_picture_is_a_bad_record() -> None:
+    for data, reason in ((b"", "empty file"), (b"GIF89a", "damaged|not an image"), (b"no picture", "not an image")):
+        with pytest.raises(BadRecord, match=reason):
+            image_shape(data, "x")
+    large = io.BytesIO()
+    Image.new("1", (300, 200)).save(large, "PNG")
+    with pytest.raises(BadRecord, match="above the limit of 100"):
+        image_shape(large.getvalue(), "x", max_pixels=100)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_documents import tiny_multimodal_recipe
@@ -12,6 +13,7 @@ from tiny_models import randomise
 from toy_training import final_state
 
 from latentlm.catalog import build, load
+from latentlm.data.documents import RawDocument, RawImage, write_jsonl
 from latentlm.generation.pipeline import LatentLMPipeline
 from latentlm.sequence import IGNORE_LABEL, IdsPart, LatentSlot, PackedBatch
 from latentlm.tokenizers.text import ByteTokenizer
@@ -181,3 +183,36 @@ def test_frozen_parameters_stay_and_low_rank_changes_are_folded_in(tmp_path: Pat
         backbone = {name for name in moved if name.startswith("transformer.layers")}
         assert bool(backbone) == ("lora" in changes)
         assert any(name.startswith("diffusion_heads") for name in moved)
+
+
+def test_pictures_of_any_shape_say_their_size(tmp_path: Path) -> None:
+    recipe = tiny_multimodal_recipe(
+        tmp_path,
+        drop_cond_prob=0.0,
+        model__vocabulary={"switch_tokens": True, "max_grid_side": 3},
+        model__modalities__image__says_size=True,
+    )
+    shapes = [(4, 8), (12, 5), (40, 20), (8, 8)]
+    write_jsonl(
+        tmp_path / "shapes.jsonl",
+        [
+            RawDocument(("a", RawImage(np.full((*shape, 1), 99, dtype=np.uint8), "x"), "b"), key=i, name="x")
+            for i, shape in enumerate(shapes)
+        ],
+    )
+    data = dataclasses.replace(recipe.sources["mixed"].data, path=str(tmp_path / "shapes.jsonl"), validation_ratio=0.0)
+    recipe = dataclasses.replace(recipe, sources={"mixed": dataclasses.replace(recipe.sources["mixed"], data=data)})
+    objective, make_loader, _ = build(recipe)
+    assert isinstance(objective, MultimodalObjective)
+    packed, _ = objective.prepare(next(make_loader(0)), step=0, seed=0)
+    vocabulary = objective.model.config.vocabulary
+    grids = set()
+    for row in range(packed.input_ids.shape[0]):
+        sides = [side for token in packed.input_ids[row].tolist() if (side := vocabulary.side_of(token)) is not None]
+        grids |= set(zip(sides[::2], sides[1::2], strict=True))
+    # Patches of 4 pixels, sides of at most 12: 40 x 20 becomes 12 x 6, which is rounded to 12 x 8.
+    assert grids == {(1, 2), (3, 1), (3, 2), (2, 2)}
+    losses = objective.losses((packed, 0), step=0, totals=objective.counts((packed, 0)))["model"]
+    assert losses["total"].isfinite()
+    (answer,) = objective.pipeline().generate(["draw"], images=1, image_size=(4, 12), max_new_tokens=0)
+    assert answer[0].size == (12, 4)  # pyright: ignore[reportAttributeAccessIssue]

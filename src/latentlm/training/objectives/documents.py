@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.data.documents import DocumentDataConfig, DocumentSource, RawImage, open_documents
-from latentlm.data.images import load_image
+from latentlm.data.images import fitted_size, image_shape, load_image, load_image_of_any_shape
 from latentlm.data.loader import load_numbered
+from latentlm.data.records import BadRecord
 from latentlm.generation.image_pipeline import AnyImageTokenizer, load_image_tokenizer
 from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
 from latentlm.sequence import LatentSlot, PackingPlan, PackingReport
@@ -267,12 +268,14 @@ def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
     return replace(piece, segments=segments, pictures=piece.pictures[number:], begins_anew=True)
 
 
-def open_recipe_documents(recipe: DocumentRecipe, *, says_size: bool = False, progress: bool = True) -> OpenedDocuments:
+def open_recipe_documents(
+    recipe: DocumentRecipe, *, max_grid_side: int | None = None, progress: bool = True
+) -> OpenedDocuments:
     """Open the sources and tokenizers of a recipe and plan its rows.
 
     Args:
         recipe: Sources, tokenizers, lengths.
-        says_size: Whether pictures differ in size and say so.
+        max_grid_side: Longest side in latents of pictures that keep their shape and say it; None makes all alike.
         progress: Show progress bars while lengths are counted.
 
     Raises:
@@ -281,7 +284,7 @@ def open_recipe_documents(recipe: DocumentRecipe, *, says_size: bool = False, pr
     text_tokenizer = open_text_tokenizer(recipe.text_tokenizer)
     tokenizer = None if recipe.tokenizer is None else load_image_tokenizer(recipe.tokenizer)
     sources = [
-        _pieces(name, recipe, "train", text_tokenizer, tokenizer, says_size, progress) for name in recipe.sources
+        _pieces(name, recipe, "train", text_tokenizer, tokenizer, max_grid_side, progress) for name in recipe.sources
     ]
     weights = [source.weight for source in recipe.sources.values()]
     plan = PackingPlan(
@@ -299,7 +302,7 @@ def open_recipe_documents(recipe: DocumentRecipe, *, says_size: bool = False, pr
         world_size=distributed.world_size(),
         max_bad_records=sum(source.data.max_bad_records for source in recipe.sources.values()),
     )
-    held_out = _held_out(recipe, text_tokenizer, tokenizer, says_size)
+    held_out = _held_out(recipe, text_tokenizer, tokenizer, max_grid_side)
     return OpenedDocuments(batches, held_out, text_tokenizer, tokenizer, report)
 
 
@@ -309,13 +312,16 @@ def make_document_loader(batches: DocumentBatches, trainer: TrainerConfig) -> Ca
 
 
 def _held_out(
-    recipe: DocumentRecipe, text_tokenizer: StoredTextTokenizer, tokenizer: AnyImageTokenizer | None, says_size: bool
+    recipe: DocumentRecipe,
+    text_tokenizer: StoredTextTokenizer,
+    tokenizer: AnyImageTokenizer | None,
+    max_grid_side: int | None,
 ) -> Callable[[], Iterable[Mapping[str, Any]]] | None:
     """Every held-out source has the same share: the losses are told apart by source."""
     names = [name for name, source in recipe.sources.items() if source.data.validation_ratio > 0]
     if len(names) < len(recipe.sources):
         return None
-    sources = [_pieces(name, recipe, "validation", text_tokenizer, tokenizer, says_size, False) for name in names]
+    sources = [_pieces(name, recipe, "validation", text_tokenizer, tokenizer, max_grid_side, False) for name in names]
     plan = PackingPlan(
         [source.lengths for source in sources], [1.0] * len(sources), max_length=recipe.max_length, seed=0
     )
@@ -330,7 +336,7 @@ def _pieces(
     part: Any,
     text_tokenizer: StoredTextTokenizer,
     tokenizer: AnyImageTokenizer | None,
-    says_size: bool,
+    max_grid_side: int | None,
     progress: bool,
 ) -> DocumentPieces:
     data = _with_size(name, recipe.sources[name].data, tokenizer)
@@ -338,7 +344,7 @@ def _pieces(
     return DocumentPieces(
         source,
         text_tokenizer,
-        picture_reader(data, tokenizer, says_size=says_size),
+        picture_reader(data, tokenizer, max_grid_side=max_grid_side),
         max_length=recipe.max_length,
         group=list(recipe.sources).index(name),
         progress=f"counting tokens of {name}" if progress else None,
@@ -359,11 +365,17 @@ def _with_size(name: str, data: DocumentDataConfig, tokenizer: AnyImageTokenizer
 
 
 def picture_reader(
-    data: DocumentDataConfig, tokenizer: AnyImageTokenizer | None, *, says_size: bool = False
+    data: DocumentDataConfig, tokenizer: AnyImageTokenizer | None, *, max_grid_side: int | None = None
 ) -> PictureReader:
-    """How pictures of these data are opened for this tokenizer; without one, a picture is a bad record."""
+    """How pictures of these data are opened for this tokenizer; without one, a picture is a bad record.
 
-    def read(picture: RawImage) -> Tensor:
+    Args:
+        data: Limits, and how pictures are fitted.
+        tokenizer: What they are for.
+        max_grid_side: Longest side in latents of pictures that keep their shape; None makes all alike.
+    """
+
+    def of_one_size(picture: RawImage) -> Tensor:
         assert data.image_size is not None
         pixels = load_image(
             picture.data,
@@ -375,9 +387,28 @@ def picture_reader(
         )
         return torch.from_numpy(pixels.copy()).movedim(-1, 0)  # Pillow's memory is read-only
 
-    def grid(picture: RawImage) -> tuple[int, int]:
-        if tokenizer is None:
-            raise ValueError("the document has a picture, but the recipe names no tokenizer of pictures")
-        return tokenizer.grid(tokenizer.config.image_size, tokenizer.config.image_size)
+    if tokenizer is None:
+        return PictureReader(of_one_size, _refuse_picture, says_size=False)
+    config = tokenizer.config
+    if max_grid_side is None:
+        one_grid = tokenizer.grid(config.image_size, config.image_size)
+        return PictureReader(of_one_size, lambda picture: one_grid, says_size=False)
+    patch = config.patch_size
+    bounds = {"max_side": max_grid_side * patch, "multiple": patch}
 
-    return PictureReader(read, grid, says_size=says_size)
+    def of_its_shape(picture: RawImage) -> Tensor:
+        pixels = load_image_of_any_shape(
+            picture.data, picture.name, num_channels=data.num_channels, max_pixels=data.max_pixels, **bounds
+        )
+        return torch.from_numpy(pixels.copy()).movedim(-1, 0)
+
+    def grid(picture: RawImage) -> tuple[int, int]:
+        shape = image_shape(picture.data, picture.name, max_pixels=data.max_pixels)
+        width, height = fitted_size(*shape, **bounds)
+        return tokenizer.grid(height, width)
+
+    return PictureReader(of_its_shape, grid, says_size=True)
+
+
+def _refuse_picture(picture: RawImage) -> tuple[int, int]:
+    raise BadRecord(picture.name, "the document has a picture, but the recipe names no tokenizer of pictures")

@@ -175,7 +175,9 @@ def build_multimodal(
         ValueError: If data, tokenizers and model do not fit together; the message names the flag that mends it.
     """
     image = recipe.model.modalities.get("image")
-    opened = open_recipe_documents(recipe, says_size=image is not None and image.says_size)
+    says_size = image is not None and image.says_size
+    max_grid_side = recipe.model.vocabulary.max_grid_side if says_size else None
+    opened = open_recipe_documents(recipe, max_grid_side=max_grid_side)
     tokenizer = opened.tokenizer
     if tokenizer is not None and not isinstance(tokenizer, ImageTokenizer):
         raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
