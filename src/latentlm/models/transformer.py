@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from latentlm.models.kv_cache import CacheView, KVCache
@@ -125,7 +126,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor],
-        attention_mask: Bool[Tensor, "B 1 T S"] | None,
+        attention_mask: Bool[Tensor, "B 1 T S"] | BlockMask | None,
         layer: int,
         cache: CacheView | None,
     ) -> Float[Tensor, "B T D"]:
@@ -165,7 +166,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor],
-        attention_mask: Bool[Tensor, "B 1 T S"] | None,
+        attention_mask: Bool[Tensor, "B 1 T S"] | BlockMask | None,
         layer: int,
         cache: CacheView | None,
     ) -> Float[Tensor, "B T D"]:
@@ -193,7 +194,7 @@ class Transformer(nn.Module):
         inputs_embeds: Float[Tensor, "B T D"],
         positions: Int[Tensor, "B T"],
         *,
-        attention_mask: Bool[Tensor, "B 1 T T"] | None = None,
+        attention_mask: Bool[Tensor, "B 1 T T"] | BlockMask | None = None,
         cache: CacheView | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Hidden states after the final norm.

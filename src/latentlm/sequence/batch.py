@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 PADDING_DOCUMENT = -1
 """`document_ids` of right padding."""
@@ -63,9 +64,30 @@ class PackedBatch:
 
         return PackedBatch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
-    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
-        """Causal and within one document; None where plain causal attention says the same."""
-        return None if self.plain_causal else document_causal_mask(self.document_ids)
+    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | BlockMask | None:
+        """Causal and within one document; None where plain causal attention says the same.
+
+        On a GPU it is a block mask for flex attention: a tensor would take T² numbers a row.
+        """
+        if self.plain_causal:
+            return None
+        if self.document_ids.device.type == "cuda":
+            return document_block_mask(self.document_ids)
+        return document_causal_mask(self.document_ids)
+
+
+def document_block_mask(document_ids: Int[Tensor, "B T"]) -> BlockMask:
+    """`document_causal_mask` by blocks, for `nn.attention.attend`."""
+
+    rows, length = document_ids.shape
+    return create_block_mask(
+        lambda b, h, query, key: (key <= query) & (document_ids[b, query] == document_ids[b, key]),
+        rows,
+        None,
+        length,
+        length,
+        device=str(document_ids.device),
+    )
 
 
 def document_causal_mask(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:

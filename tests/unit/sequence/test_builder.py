@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentlm.nn.attention import attend
 from latentlm.sequence import (
     IGNORE_LABEL,
     NUM_PERMANENT_IDS,
@@ -18,6 +19,7 @@ from latentlm.sequence import (
     VocabularyConfig,
     document_causal_mask,
 )
+from latentlm.sequence.batch import document_block_mask
 from latentlm.tokenizers.text import ByteTokenizer
 
 VOCABULARY = VocabularyConfig(num_text_ids=257, switch_tokens=True, num_classes=5)
@@ -251,3 +253,12 @@ def test_a_piece_of_a_document_has_no_end_that_it_did_not_have(builder: Sequence
     assert batch.group_ids.tolist() == [[3] * 6 + [0] * 2]
     with pytest.raises(ValueError, match="a row of 6 tokens does not fit into 5"):
         builder.collate([[whole]], length=5)
+
+
+def test_the_block_mask_is_the_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    document_ids = torch.tensor([[0] * 100 + [1] * 60 + [2] * 40 + [PADDING_DOCUMENT] * 56, [0] * 256])
+    query, key, value = (torch.randn(2, 2, 256, 8, generator=generator) for _ in range(3))
+    by_blocks = attend(query, key, value, mask=document_block_mask(document_ids))
+    by_tensor = attend(query, key, value, mask=document_causal_mask(document_ids))
+    torch.testing.assert_close(by_blocks, by_tensor, atol=1e-5, rtol=1e-5)  # sums in another order
