@@ -255,6 +255,8 @@ def test_a_piece_of_a_document_has_no_end_that_it_did_not_have(builder: Sequence
         builder.collate([[whole]], length=5)
 
 
+# Compiling it is for GPUs; here the plain form shows what the blocks mean.
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_block_mask_is_the_mask() -> None:
     generator = torch.Generator().manual_seed(0)
     document_ids = torch.tensor([[0] * 100 + [1] * 60 + [2] * 40 + [PADDING_DOCUMENT] * 56, [0] * 256])
