@@ -24,6 +24,7 @@ VERBS = {
     "generate": "draw images with a trained model: single PNG files and a grid",
     "evaluate": "score a trained model: distances, accuracy and more, beside those of real images",
     "experiment": "train and measure the cells of an experiment file, and write the page of results",
+    "compose": "compose documents of text and pictures from labelled pictures, and write them as JSON Lines",
     "bpe": "learn a byte-level BPE vocabulary from text files",
     "demo": "train on handwritten digits from scratch, sample and score: a few minutes on two cores",
     "verify": "check the files of checkpoints and models against their manifests",

@@ -19,6 +19,7 @@ from latentlm.data.images import Resize, flip_keyed, load_image, to_unit_range
 from latentlm.data.loader import Batch, MapDataset
 from latentlm.data.records import RECORD_NAMES, DataError, Source
 from latentlm.data.sources import OPENERS, detect_format
+from latentlm.data.sources.concatenated import ConcatenatedSource
 from latentlm.data.sources.digits import DigitsSource
 from latentlm.data.splits import Split, make_split, read_split
 
@@ -42,6 +43,10 @@ class ImageDataConfig:
     """The split to train on, for formats that hold several."""
     test_path: str | None = None
     """The test pictures, as a data set of their own; None if they are the split called `test` of `path`."""
+    additional_paths: list[str] = field(default_factory=list)
+    """Further data sets that are put behind `path`, their classes numbered on; a split file counts through all."""
+    additional_test_paths: list[str] = field(default_factory=list)
+    """The test pictures of those, in the same order."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our record names -> the file's own, for example {image: img, label: fine_label}."""
     resize: Resize = "center_crop"
@@ -73,6 +78,8 @@ class ImageDataConfig:
             raise ValueError(f"source is {self.source!r}, must be one of {', '.join(get_args(SourceFormat))}")
         if self.source != "digits" and self.path is None:
             raise ValueError("no data: give path, a file or folder, or source=digits for the embedded digits")
+        if self.additional_test_paths and self.test_path is None:
+            raise ValueError("additional_test_paths go with test_path: give the test pictures of `path` too")
         unknown = set(self.columns) - set(RECORD_NAMES)
         if unknown:
             raise ValueError(f"columns maps {sorted(unknown)}, but records have only {', '.join(RECORD_NAMES)}")
@@ -182,8 +189,8 @@ def open_images(config: ImageDataConfig, *, part: Part) -> ImageDataset:
     if part == "test":
         if config.test_path is None:
             source = open_source(config, split="test")
-        else:
-            source = _open_path(resolve_path(config.test_path), config, split="train")  # a data set of its own
+        else:  # data sets of their own
+            source = _open_paths([config.test_path, *config.additional_test_paths], config, split="train")
         indices = np.arange(len(source))
     else:
         source = open_source(config, split=config.split)
@@ -219,7 +226,12 @@ def open_source(config: ImageDataConfig, *, split: str) -> Source:
     if config.source == "digits":
         return DigitsSource(split)
     assert config.path is not None  # checked by the config
-    return _open_path(resolve_path(config.path), config, split)
+    return _open_paths([config.path, *config.additional_paths], config, split)
+
+
+def _open_paths(paths: Sequence[str], config: ImageDataConfig, split: str) -> Source:
+    sources = [_open_path(resolve_path(path), config, split) for path in paths]
+    return sources[0] if len(sources) == 1 else ConcatenatedSource(sources)
 
 
 def _open_path(path: Path, config: ImageDataConfig, split: str) -> Source:

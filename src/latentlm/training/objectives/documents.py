@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentlm.data.datasets import Part
 from latentlm.data.documents import DocumentDataConfig, DocumentSource, RawImage, open_documents
+from latentlm.data.documents.composed import ComposedDataConfig, open_composed
 from latentlm.data.images import fitted_size, image_shape, load_image, load_image_of_any_shape
 from latentlm.data.loader import load_numbered
 from latentlm.data.records import BadRecord
@@ -44,14 +46,30 @@ _ROWS_OF_REPORT = 1024
 _log = logging.getLogger(__name__)
 
 
+AnyDocumentConfig = DocumentDataConfig | ComposedDataConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class DocumentSourceConfig:
-    """One source of the mixture."""
+    """One source of the mixture: files, or documents composed from labelled pictures."""
 
-    data: DocumentDataConfig
+    data: DocumentDataConfig | None = None
     """Files, and how their records become documents."""
+    composed: ComposedDataConfig | None = None
+    """Labelled pictures, and what is asked and said of them."""
     weight: float = 1.0
     """Share of the mixture's tokens, up to a common factor."""
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.composed is None):
+            raise ValueError("a source is either data (files) or composed (from labelled pictures); give one of them")
+
+    @property
+    def settings(self) -> AnyDocumentConfig:
+        """Whichever is given."""
+        chosen = self.composed if self.data is None else self.data
+        assert chosen is not None, "checked above"
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +318,7 @@ def open_recipe_documents(
         batch_size=recipe.trainer.batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        max_bad_records=sum(source.data.max_bad_records for source in recipe.sources.values()),
+        max_bad_records=sum(source.settings.max_bad_records for source in recipe.sources.values()),
     )
     held_out = _held_out(recipe, text_tokenizer, tokenizer, max_grid_side)
     return OpenedDocuments(batches, held_out, text_tokenizer, tokenizer, report)
@@ -318,7 +336,7 @@ def _held_out(
     max_grid_side: int | None,
 ) -> Callable[[], Iterable[Mapping[str, Any]]] | None:
     """Every held-out source has the same share: the losses are told apart by source."""
-    names = [name for name, source in recipe.sources.items() if source.data.validation_ratio > 0]
+    names = [name for name, source in recipe.sources.items() if source.settings.validation_ratio > 0]
     if len(names) < len(recipe.sources):
         return None
     sources = [_pieces(name, recipe, "validation", text_tokenizer, tokenizer, max_grid_side, False) for name in names]
@@ -333,16 +351,15 @@ def _held_out(
 def _pieces(
     name: str,
     recipe: DocumentRecipe,
-    part: Any,
+    part: Part,
     text_tokenizer: StoredTextTokenizer,
     tokenizer: AnyImageTokenizer | None,
     max_grid_side: int | None,
     progress: bool,
 ) -> DocumentPieces:
-    data = _with_size(name, recipe.sources[name].data, tokenizer)
-    source: DocumentSource = open_documents(data, part=part)
+    data = with_size(name, recipe.sources[name].settings, tokenizer)
     return DocumentPieces(
-        source,
+        open_any_documents(data, part=part),
         text_tokenizer,
         picture_reader(data, tokenizer, max_grid_side=max_grid_side),
         max_length=recipe.max_length,
@@ -351,21 +368,26 @@ def _pieces(
     )
 
 
-def _with_size(name: str, data: DocumentDataConfig, tokenizer: AnyImageTokenizer | None) -> DocumentDataConfig:
+def open_any_documents(data: AnyDocumentConfig, *, part: Part) -> DocumentSource:
+    """One part of files or of composed documents; errors as in `open_documents`."""
+    return open_documents(data, part=part) if isinstance(data, DocumentDataConfig) else open_composed(data, part=part)
+
+
+def with_size(name: str, data: AnyDocumentConfig, tokenizer: AnyImageTokenizer | None) -> AnyDocumentConfig:
     """Pictures as the tokenizer takes them, whatever their files hold."""
     if tokenizer is None:
         return data
     size, num_channels = tokenizer.config.image_size, tokenizer.config.num_channels
     if data.image_size not in (None, size):
         raise ValueError(
-            f"the tokenizer was trained on pictures of {size} x {size} but sources.{name}.data.image_size is "
+            f"the tokenizer was trained on pictures of {size} x {size} but the image_size of sources.{name} is "
             f"{data.image_size}; leave it out"
         )
     return replace(data, image_size=size, num_channels=num_channels)
 
 
 def picture_reader(
-    data: DocumentDataConfig, tokenizer: AnyImageTokenizer | None, *, max_grid_side: int | None = None
+    data: AnyDocumentConfig, tokenizer: AnyImageTokenizer | None, *, max_grid_side: int | None = None
 ) -> PictureReader:
     """How pictures of these data are opened for this tokenizer; without one, a picture is a bad record.
 
