@@ -38,6 +38,18 @@ def test_parameters_agree_with_the_paper_within_two_percent(name: str) -> None:
     assert count_millions(name) == pytest.approx(MILLIONS[name], rel=0.02)
 
 
+def test_the_multimodal_backbone_and_vocabulary_are_the_papers() -> None:
+    recipe = load_recipe(RECIPES / "paper" / "multimodal_table8.yaml", [], RECIPE_CLASSES)
+    assert recipe.model.vocabulary.size == 100_288
+    with torch.device("meta"):
+        model = LatentLM(recipe.model)
+    backbone = sum(parameter.numel() for parameter in model.transformer.parameters())
+    assert backbone / 1e6 == pytest.approx(1300, rel=0.02)  # Section 3.2: "a 1.3B-size Transformer"
+    assert recipe.trainer.batch_size * recipe.max_length == 2**22
+    weights = {name: source.weight for name, source in recipe.sources.items()}
+    assert weights == {"text": 2, "pairs": 1, "interleaved": 1}
+
+
 def test_every_paper_recipe_of_a_model_is_counted() -> None:
     files = {path.stem for path in (RECIPES / "paper").glob("image_*.yaml")} - {"image_base"}
     assert files == set(MILLIONS)
