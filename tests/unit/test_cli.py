@@ -327,6 +327,17 @@ def numbers_of(plan: str) -> dict[str, float]:
     return {title.strip(): float(number.replace(",", "")) for title, number in lines}
 
 
+def test_plan_counts_a_model_of_documents_by_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "multimodal_digits_and_garments.yaml"]) == 0
+    found = numbers_of(capsys.readouterr().out)
+    # Width 192, 6 layers, rows of 256: 6 FLOPs per weight and token, and attention's two products, 12 T² D per layer.
+    weights = 6 * (4 * 192**2 + 3 * 192 * 768) + 192 * 268
+    expected = 6 * 256 * weights + 6 * 12 * 256**2 * 192
+    assert found["text alone"] == pytest.approx(expected, rel=0.01)
+    assert found["FLOPs per step, of text alone"] == pytest.approx(16 * found["text alone"], rel=1e-3)
+    assert found["what each latent adds"] > 0
+
+
 @pytest.mark.parametrize("kind", ["dit", "mar", "givt", "vq_ar", "maskgit"])
 def test_plan_counts_an_image_model_by_its_tokenizer_or_its_space_alike(
     kind: str, tokenizers: dict[str, Path], capsys: pytest.CaptureFixture[str]

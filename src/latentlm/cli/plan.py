@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latentlm.models.image_model import ImageModel
     from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe
     from latentlm.training.objectives.latentlm import LatentLMRecipe
+    from latentlm.training.objectives.multimodal import MultimodalRecipe
 
 TAKES_RECIPE = True
 
@@ -34,7 +35,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from latentlm.catalog import KINDS
     from latentlm.models.image_model import ImageModel
 
-    planners = {"latentlm": _plan_latentlm, "image_tokenizer": _plan_image_tokenizer}
+    planners = {
+        "latentlm": _plan_latentlm,
+        "image_tokenizer": _plan_image_tokenizer,
+        "multimodal": _plan_multimodal,
+    }
     model_class = KINDS[recipe.kind].model_class
     if recipe.kind in planners:
         planners[recipe.kind](recipe, arguments.num_latents)
@@ -102,6 +107,33 @@ def _plan_latentlm(recipe: "LatentLMRecipe", num_latents: int | None) -> None:
     streams = "two streams (guidance)" if guided else "one stream (no guidance)"
     _print_flops(f"generation, {num_evaluations} evaluations, {streams}", flops.generation)
     _print_training(recipe, flops.training)
+
+
+def _plan_multimodal(recipe: "MultimodalRecipe", num_latents: int | None) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from latentlm.models.cost import row_flops
+    from latentlm.models.latentlm import LatentLM
+    from latentlm.tokenizers.text import open_text_tokenizer
+
+    config = recipe.model
+    if config.vocabulary.num_text_ids == 0:
+        num_text_ids = open_text_tokenizer(recipe.text_tokenizer).num_ids
+        config = replace(config, vocabulary=replace(config.vocabulary, num_text_ids=num_text_ids))
+    with torch.device("meta"):
+        model = LatentLM(config)
+    _print_parameters(model)
+    flops, trainer = row_flops(model, num_tokens=recipe.max_length), recipe.trainer
+    print(f"\nFLOPs of training, forward and backward, of a row of {recipe.max_length:,} tokens")
+    _print_flops("text alone", flops.text)
+    _print_flops("what each latent adds", flops.latent)
+    rows = trainer.batch_size * trainer.num_accumulation_steps
+    tokens = rows * recipe.max_length
+    print(f"\ntraining of {trainer.num_steps:,} steps with {rows:,} rows, {tokens:,} tokens each")
+    _print_flops("FLOPs per step, of text alone", flops.text * rows)
+    _print_flops("FLOPs of the run, of text alone", flops.text * rows * trainer.num_steps)
 
 
 def _plan_image_tokenizer(recipe: "ImageTokenizerRecipe", num_latents: int | None) -> None:

@@ -9,6 +9,38 @@ from latentlm.nn.flops import ImageFlops, count_flops
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowFlops:
+    """FLOPs of a LatentLM for training on one row of documents, forward and backward."""
+
+    text: int
+    """A row of text alone: Transformer and softmax head at every position."""
+    latent: int
+    """What a latent adds, with the several noises of the recipe; it spares its position's softmax head nothing."""
+
+
+def row_flops(model: LatentLM, *, num_tokens: int, modality: str = "image") -> RowFlops:
+    """FLOPs for one row.
+
+    Args:
+        model: On the meta device, or any other; with a softmax head.
+        num_tokens: Positions of the row.
+        modality: Which of the model's modalities the latents are; one that it does not have costs nothing.
+    """
+    config, device = model.config, model.device
+    sequence = torch.zeros(1, num_tokens, config.transformer.hidden_size, device=device)
+    positions = torch.arange(num_tokens, device=device)[None]
+    backbone = count_flops(model.transformer, sequence, positions)
+    softmax = 2 * num_tokens * config.transformer.hidden_size * config.vocabulary.size
+    latent = 0
+    if modality in config.modalities:
+        one = torch.zeros(1, config.modalities[modality].latent_dim, device=device)
+        head = count_flops(model.diffusion_heads[modality], one, torch.zeros(1, device=device), sequence[0, :1])
+        noises = config.modalities[modality].num_noises_per_latent
+        latent = count_flops(model.input_projs[modality], one) + noises * head
+    return RowFlops(text=3 * (backbone + softmax), latent=3 * latent)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentLMFlops:
     """FLOPs of a LatentLM for one image."""
 
