@@ -15,6 +15,7 @@ from latentlm.baselines.givt import GIVT, GIVTRecipe
 from latentlm.baselines.mar import MAR, MARRecipe
 from latentlm.baselines.maskgit import MaskGIT, MaskGITRecipe
 from latentlm.baselines.vq_ar import VQAR, VQARRecipe
+from latentlm.baselines.vq_mllm import VQMLLM, VQMLLMPipeline, VQMLLMRecipe, build_vq_mllm
 from latentlm.generation.image_pipeline import ImageModelPipeline
 from latentlm.generation.pipeline import LatentLMPipeline
 from latentlm.models.image_model import ImageModel
@@ -65,6 +66,7 @@ KINDS: dict[str, Kind] = {
     ),
     "latentlm": Kind(LatentLMRecipe, build_latentlm, LatentLMPipeline.from_pretrained, LatentLM),
     "multimodal": Kind(MultimodalRecipe, build_multimodal, LatentLMPipeline.from_pretrained, LatentLM),
+    "vq_mllm": Kind(VQMLLMRecipe, build_vq_mllm, VQMLLMPipeline.from_pretrained, VQMLLM),
     "dit": image_model(DiTRecipe, DiT),
     "mar": image_model(MARRecipe, MAR),
     "givt": image_model(GIVTRecipe, GIVT),

@@ -160,24 +160,41 @@ class ImagePipeline(HubUpload):
         return torch.cat(pictures)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything that `from_pretrained` needs; the folder appears whole or not at all.
+        """Write everything that `from_pretrained` needs; see `write_pipeline`."""
+        write_pipeline(Path(folder), self.model, self.tokenizers, self.sampling, label_names=self.label_names)
 
-        Raises:
-            StorageError: If the folder exists and is not a model folder, or the disk refuses.
-        """
 
-        def write(staging: Path) -> None:
-            self.model.write_files(staging)
-            for name, tokenizer in self.tokenizers.items():
-                (staging / "tokenizers" / name).mkdir(parents=True)
-                tokenizer.write_files(staging / "tokenizers" / name)
-            write_json(
-                staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in self.sampling.items()}
-            )
-            if self.label_names:
-                write_json(staging / LABEL_NAMES, list(self.label_names))
+def write_pipeline(
+    folder: Path,
+    model: Any,
+    tokenizers: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    *,
+    label_names: SequenceOf[str] = (),
+) -> None:
+    """Write a pipeline folder; it appears whole or not at all.
 
-        publish_model(Path(folder), write)
+    Args:
+        folder: Replaced if it holds a model.
+        model: Writes config.json and its weights.
+        tokenizers: By name.
+        sampling: Default options, by name.
+        label_names: Of the classes; may be empty.
+
+    Raises:
+        StorageError: If the folder exists and is not a model folder, or the disk refuses.
+    """
+
+    def write(staging: Path) -> None:
+        model.write_files(staging)
+        for name, tokenizer in tokenizers.items():
+            (staging / "tokenizers" / name).mkdir(parents=True)
+            tokenizer.write_files(staging / "tokenizers" / name)
+        write_json(staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in sampling.items()})
+        if label_names:
+            write_json(staging / LABEL_NAMES, list(label_names))
+
+    publish_model(folder, write)
 
 
 class ImageModelPipeline(ImagePipeline):
