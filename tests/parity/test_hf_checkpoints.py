@@ -78,6 +78,7 @@ class LetterTokenizer:
 
     num_ids = NUM_TEXT_IDS
     eos_id = EOS
+    bos_id = EOS
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - ord("A") for letter in text]

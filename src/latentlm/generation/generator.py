@@ -195,7 +195,7 @@ class Generator:
         if negative is None:
             # The document without its condition: documents with text begin with end-of-text, others with the span.
             text_tokenizer = self.builder.text_tokenizer
-            return [] if text_tokenizer is None else [text_tokenizer.eos_id]
+            return [] if text_tokenizer is None else [text_tokenizer.bos_id]
         return self._prompt_tokens(negative)
 
     def _budget(self, row: Row) -> int:

@@ -31,6 +31,7 @@ class TextTokenizer(Protocol):
     """What sequences need of a text tokenizer; special ids lie out of reach of `encode`."""
 
     num_ids: int
+    bos_id: int
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
@@ -105,8 +106,8 @@ class SequenceBuilder:
     def build(self, document: Document, *, open_ended: bool = False) -> Sequence:
         """A document as one sequence.
 
-        With text in the vocabulary a sequence starts and ends with end-of-text, so that its first token is predicted
-        from something and its end is a target.
+        With text in the vocabulary a sequence ends with end-of-text, and starts with what begins a text (end-of-text
+        again, unless the vocabulary has another mark): its first token is predicted from something, its end a target.
 
         Args:
             document: The parts.
@@ -118,7 +119,7 @@ class SequenceBuilder:
         draft = _Draft()
         text = self.text_tokenizer
         if text is not None and document.begins:
-            draft.append_ids([text.eos_id])
+            draft.append_ids([text.bos_id])
         for part in document.parts:
             if isinstance(part, TextPart):
                 if text is None:
@@ -234,7 +235,7 @@ class SequenceBuilder:
                 parts.append(latent_part(modality, index - start, grid))
                 continue
             if token < vocabulary.num_text_ids:
-                if self.text_tokenizer is None or token != self.text_tokenizer.eos_id:
+                if self.text_tokenizer is None or token not in (self.text_tokenizer.bos_id, self.text_tokenizer.eos_id):
                     text.append(token)
             elif token >= first_label:
                 flush_text()

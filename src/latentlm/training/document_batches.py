@@ -53,8 +53,8 @@ class PictureReader:
 
 
 def segments_of(document: RawDocument, text_tokenizer: TextTokenizer, pictures: PictureReader) -> list[Segment]:
-    """A whole document between two ends of text, before its pictures are encoded."""
-    segments: list[Segment] = [IdsPart((text_tokenizer.eos_id,))]
+    """A whole document with its begin and end of text, before its pictures are encoded."""
+    segments: list[Segment] = [IdsPart((text_tokenizer.bos_id,))]
     number = 0
     for part in document.parts:
         if isinstance(part, str):

@@ -1,6 +1,7 @@
 """Hugging Face tokenizers: what a folder says, what is special, and that no word of a vocabulary forges it."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from tiny_text import added, chat_definition, llama_definition, tiny_bpe, unigram_definition, words_definition
 from tokenizers import Tokenizer
 
+from latentlm.sequence import Document, SequenceBuilder, TextPart, VocabularyConfig
 from latentlm.tokenizers.text import HuggingFaceTokenizer
+from latentlm.tokenizers.text.huggingface_files import token_ids
 
 
 def folder_with(folder: Path, definition: dict[str, Any], **files: Any) -> Path:
@@ -152,3 +155,30 @@ def test_words_are_lost_as_far_as_the_vocabulary_lacks_them() -> None:
     assert tokenizer.encode("A CAT sat") == [2, 3, 0]
     assert tokenizer.decode([2, 3, 0]) == "a cat"
     assert tokenizer.num_bytes([2, 3, 0]) == 5
+
+
+def test_a_vocabulary_may_begin_texts_by_a_token_of_its_own(tmp_path: Path) -> None:
+    definition = chat_definition()
+    mark = added(1 + max(token_ids(definition).values()), "<begin>", special=False)
+    definition = {**definition, "added_tokens": [*definition["added_tokens"], mark]}
+    eos = "<|endoftext|>"
+    tokenizer = HuggingFaceTokenizer(definition, eos_token=eos, bos_token="<begin>")
+    assert tokenizer.bos_id == mark["id"] != tokenizer.eos_id
+    assert tokenizer.bos_id in tokenizer.special_ids
+    assert tokenizer.bos_id not in tokenizer.encode("a <begin> of nothing")
+    assert tokenizer.decode(tokenizer.encode("a <begin> of nothing")) == "a <begin> of nothing"
+    plain = HuggingFaceTokenizer(definition, eos_token=eos)
+    assert plain.bos_id == plain.eos_id
+    assert plain.fingerprint() != tokenizer.fingerprint()
+    tokenizer.write_files(tmp_path)
+    loaded = HuggingFaceTokenizer.from_folder(tmp_path)
+    assert (loaded.bos_id, loaded.fingerprint()) == (tokenizer.bos_id, tokenizer.fingerprint())
+    assert pickle.loads(pickle.dumps(tokenizer)).bos_id == tokenizer.bos_id  # noqa: S301
+    with pytest.raises(ValueError, match="no token '<start>' to begin a text"):
+        HuggingFaceTokenizer(definition, eos_token=eos, bos_token="<start>")
+
+    builder = SequenceBuilder(VocabularyConfig(num_text_ids=tokenizer.num_ids, switch_tokens=True), [], tokenizer)
+    sequence = builder.build(Document((TextPart("words"),)))
+    assert sequence.input_ids[0] == tokenizer.bos_id
+    assert sequence.input_ids[-1] == tokenizer.eos_id
+    assert builder.restore(sequence).parts == (TextPart("words"),)

@@ -22,6 +22,8 @@ class StoredTextTokenizer(Protocol):
     """Rows that a model needs for its ids, special ones included."""
     eos_id: int
     """End-of-text, one of the special ids."""
+    bos_id: int
+    """What begins a text: end-of-text again, unless the vocabulary brings a token of its own."""
     special_ids: frozenset[int]
     """Ids that no text encodes to."""
 

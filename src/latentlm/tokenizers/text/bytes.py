@@ -17,6 +17,7 @@ class ByteTokenizer:
     kind = "bytes"
     num_ids = 257
     eos_id = 256
+    bos_id = 256
     special_ids = frozenset({256})
 
     def encode(self, text: str) -> list[int]:

@@ -43,6 +43,7 @@ class HuggingFaceTokenizer:
     Args:
         definition: Content of a tokenizer.json.
         eos_token: The token that ends a text.
+        bos_token: The token that begins a text (Llama's models were trained with one); None: the one that ends it.
         special_tokens: Added tokens that are special although the definition does not flag them; others are ignored.
 
     Attributes:
@@ -56,15 +57,23 @@ class HuggingFaceTokenizer:
     kind = "huggingface"
 
     def __init__(
-        self, definition: Mapping[str, Any], *, eos_token: str, special_tokens: Collection[str] = frozenset()
+        self,
+        definition: Mapping[str, Any],
+        *,
+        eos_token: str,
+        bos_token: str | None = None,
+        special_tokens: Collection[str] = frozenset(),
     ) -> None:
         ids = token_ids(definition)
-        if eos_token not in ids:
-            raise ValueError(f"the vocabulary of {DEFINITION_NAME} has no token {eos_token!r} to end a text")
-        self.eos_token = eos_token
-        self.eos_id = ids[eos_token]
+        for token, does in ((eos_token, "end"), (bos_token or eos_token, "begin")):
+            if token not in ids:
+                raise ValueError(f"the vocabulary of {DEFINITION_NAME} has no token {token!r} to {does} a text")
+        self.eos_token, self.bos_token = eos_token, bos_token
+        self.eos_id, self.bos_id = ids[eos_token], ids[bos_token or eos_token]
         self.num_ids = 1 + max(ids.values())
-        self.definition = _prepare(definition, eos_token, self.eos_id, special_tokens)
+        self.definition = definition
+        for token in (eos_token, bos_token or eos_token):
+            self.definition = _prepare(self.definition, token, ids[token], special_tokens)
         self.special_ids = frozenset(token["id"] for token in added_tokens(self.definition) if token["special"])
         self._tokenizer = _build(self.definition)
         # Unknown characters get the unknown token, special or not; that forges nothing, unless it ends a text.
@@ -77,12 +86,13 @@ class HuggingFaceTokenizer:
         self._may_cut_anywhere = self.decode(halves) == self.decode(self._encode_piece("words"))
 
     @classmethod
-    def open(cls, path: Path, eos_token: str | None = None) -> "HuggingFaceTokenizer":
+    def open(cls, path: Path, eos_token: str | None = None, bos_token: str | None = None) -> "HuggingFaceTokenizer":
         """A folder of Hugging Face's, a tokenizer.json, or a folder that `write_files` or `latentlm bpe` wrote.
 
         Args:
             path: The folder or file.
             eos_token: What ends a text; None: what the folder says (see `huggingface_files.read_foreign`).
+            bos_token: What begins a text; None: what ends it.
 
         Raises:
             ValueError: If there is no tokenizer.json, it is damaged, or the folder does not say what ends a text.
@@ -92,9 +102,16 @@ class HuggingFaceTokenizer:
             tokenizer = cls.from_folder(path)
             if eos_token not in (None, tokenizer.eos_token):
                 raise ValueError(f"{path} was written with eos_token {tokenizer.eos_token!r}, not {eos_token!r}")
+            if bos_token not in (None, tokenizer.bos_token):
+                raise ValueError(f"{path} was written with bos_token {tokenizer.bos_token!r}, not {bos_token!r}")
             return tokenizer
         foreign = read_foreign(path, eos_token)
-        return cls(foreign.definition, eos_token=foreign.eos_token, special_tokens=foreign.special_tokens)
+        return cls(
+            foreign.definition,
+            eos_token=foreign.eos_token,
+            bos_token=bos_token,
+            special_tokens=foreign.special_tokens,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ordinary ids of a text; of vocabularies with an unknown token, also that.
@@ -138,8 +155,8 @@ class HuggingFaceTokenizer:
         return token in self._fallback_ids
 
     def fingerprint(self) -> str:
-        """SHA-256, as hex, over the definition and the end-of-text."""
-        content = json.dumps([self.definition, self.eos_token], sort_keys=True)
+        """SHA-256, as hex, over the definition and what ends and begins a text."""
+        content = json.dumps([self.definition, self.eos_token, self.bos_token], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def write_files(self, folder: Path) -> None:
@@ -149,7 +166,8 @@ class HuggingFaceTokenizer:
             StorageError: If the disk refuses.
         """
         write_json(folder / DEFINITION_NAME, self.definition)
-        write_config(folder, kind=self.kind, fingerprint=self.fingerprint(), eos_token=self.eos_token)
+        settings = {"eos_token": self.eos_token} | ({"bos_token": self.bos_token} if self.bos_token else {})
+        write_config(folder, kind=self.kind, fingerprint=self.fingerprint(), **settings)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "HuggingFaceTokenizer":
@@ -163,8 +181,9 @@ class HuggingFaceTokenizer:
         if not isinstance(definition.get("model"), dict):
             raise StorageError("unreadable", f"{folder / DEFINITION_NAME} is damaged: it describes no model")
         eos_token = read_setting(config, "eos_token", str, folder)
+        bos_token = read_setting(config, "bos_token", str, folder) if "bos_token" in config else None
         try:
-            tokenizer = cls(definition, eos_token=eos_token)
+            tokenizer = cls(definition, eos_token=eos_token, bos_token=bos_token)
         except ValueError as error:
             raise StorageError("unreadable", f"{folder} is damaged: {error}") from error
         check_fingerprint(tokenizer.fingerprint(), config, folder)
@@ -173,10 +192,10 @@ class HuggingFaceTokenizer:
     def __getstate__(self) -> dict[str, Any]:
         # The library's own pickle forgets `encode_special_tokens`: a data worker's copy would read "<|endoftext|>" as
         # the end of a text. Building anew does not forget it.
-        return {"definition": self.definition, "eos_token": self.eos_token}
+        return {"definition": self.definition, "eos_token": self.eos_token, "bos_token": self.bos_token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["definition"], eos_token=state["eos_token"])
+        self.__init__(state["definition"], eos_token=state["eos_token"], bos_token=state["bos_token"])
 
     def _encode_piece(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -204,17 +223,15 @@ class HuggingFaceTokenizer:
         return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def _prepare(
-    definition: Mapping[str, Any], eos_token: str, eos_id: int, special_tokens: Collection[str]
-) -> dict[str, Any]:
+def _prepare(definition: Mapping[str, Any], mark: str, mark_id: int, special_tokens: Collection[str]) -> dict[str, Any]:
     """A definition with every special token flagged, and without what makes encoding lossy or random."""
     tokens = [
-        {**token, "special": bool(token.get("special")) or token["content"] in {*special_tokens, eos_token}}
+        {**token, "special": bool(token.get("special")) or token["content"] in {*special_tokens, mark}}
         for token in added_tokens(definition)
     ]
-    if not any(token["content"] == eos_token for token in tokens):
+    if not any(token["content"] == mark for token in tokens):
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        tokens.append({"id": eos_id, "content": eos_token, **plain, "special": True})
+        tokens.append({"id": mark_id, "content": mark, **plain, "special": True})
         tokens.sort(key=lambda token: token["id"])  # the order that the library expects
     model = dict(definition["model"])
     if "dropout" in model:

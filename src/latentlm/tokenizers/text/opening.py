@@ -32,12 +32,16 @@ class TextTokenizerConfig:
     """Which of tiktoken's encodings."""
     eos_token: str | None = None
     """What ends a text, as the vocabulary spells it. None: what the encoding or the folder says."""
+    bos_token: str | None = None
+    """huggingface: what begins a text (Llama 3: "<|begin_of_text|>"). None: what ends it."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(TextTokenizerKind):
             raise ValueError(f"kind is {self.kind!r}, must be one of {', '.join(get_args(TextTokenizerKind))}")
         if self.kind == "bytes" and (self.path is not None or self.eos_token is not None):
             raise ValueError("the text tokenizer of kind 'bytes' takes no path and no eos_token; did you mean another?")
+        if self.kind != "huggingface" and self.bos_token is not None:
+            raise ValueError(f"the text tokenizer of kind {self.kind!r} takes no bos_token: end-of-text begins a text")
         if self.kind == "huggingface" and self.path is None:
             raise ValueError("a text tokenizer of kind 'huggingface' needs path, a tokenizer.json or its folder")
 
@@ -56,7 +60,7 @@ def open_text_tokenizer(config: TextTokenizerConfig) -> StoredTextTokenizer:
     if config.kind == "tiktoken":
         return TiktokenTokenizer.open(config.encoding, path, config.eos_token)
     assert path is not None  # checked by the config
-    return HuggingFaceTokenizer.open(path, config.eos_token)
+    return HuggingFaceTokenizer.open(path, config.eos_token, config.bos_token)
 
 
 def load_text_tokenizer(folder: Path) -> StoredTextTokenizer:

@@ -57,7 +57,7 @@ class TiktokenTokenizer:
         _check_vocabulary(ranks, special_tokens, eos_token, encoding)
         self.encoding = encoding
         self.eos_token = eos_token
-        self.eos_id = special_tokens[eos_token]
+        self.eos_id = self.bos_id = special_tokens[eos_token]
         self.special_ids = frozenset(special_tokens.values())
         self.num_ids = 1 + max(max(ranks.values()), max(self.special_ids))
         self._ranks = dict(ranks)
