@@ -129,7 +129,9 @@ def train_classifier(
         generator = torch.Generator().manual_seed(config.seed)
         for _ in tqdm(range(config.num_steps), desc=name, unit="step", disable=not progress):
             chosen = torch.randint(len(images), (config.batch_size,), generator=generator)
-            batch = _augment(images[chosen], config, generator)
+            batch = augment(
+                images[chosen], max_shift=config.max_shift, pixel_noise=config.pixel_noise, generator=generator
+            )
             loss = F.cross_entropy(classifier(batch), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -158,14 +160,22 @@ def _pooled(config: ClassifierConfig) -> tuple[nn.Module, ...]:
     return (nn.MaxPool2d(2),) if config.max_pooling else ()
 
 
-def _augment(images: Tensor, config: ClassifierConfig, generator: torch.Generator) -> Tensor:
-    """Shift each image by whole pixels and add noise."""
+def augment(
+    images: Float[Tensor, "N C H W"], *, max_shift: int, pixel_noise: float, generator: torch.Generator
+) -> Float[Tensor, "N C H W"]:
+    """Shift each image by whole pixels and add noise: what a generator may do without changing what is shown.
+
+    Args:
+        images: In [-1, 1].
+        max_shift: Largest shift along each axis, pixels; edges are repeated.
+        pixel_noise: Standard deviation of the noise.
+        generator: Of shifts and noise.
+    """
     height, width = images.shape[-2:]
-    shift = config.max_shift
-    padded = F.pad(images, (shift, shift, shift, shift), mode="replicate")
-    top, left = torch.randint(2 * shift + 1, (2, len(images), 1, 1), generator=generator)
+    padded = F.pad(images, (max_shift,) * 4, mode="replicate")
+    top, left = torch.randint(2 * max_shift + 1, (2, len(images), 1, 1), generator=generator)
     rows = top + torch.arange(height).view(1, -1, 1)  # (N, H, 1)
     columns = left + torch.arange(width).view(1, 1, -1)  # (N, 1, W)
     items = torch.arange(len(images)).view(-1, 1, 1)
     shifted = padded.movedim(1, -1)[items, rows, columns].movedim(-1, 1)  # (N, C, H, W)
-    return shifted + config.pixel_noise * torch.randn(shifted.shape, generator=generator)
+    return shifted + pixel_noise * torch.randn(shifted.shape, generator=generator)

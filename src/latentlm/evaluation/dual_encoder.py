@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from latentlm.config import to_mapping
 from latentlm.data.images import to_unit_range
+from latentlm.evaluation.classifier import augment
 from latentlm.pretrained import load_exactly
 from latentlm.storage import publish_folder, read_tensors, verify_folder, write_json, write_tensors
 from latentlm.tokenizers.text import ByteTokenizer
@@ -214,7 +215,8 @@ def train_dual_encoder(
             drawn = torch.randperm(len(groups), generator=generator)[:batch_size].tolist()
             luck = torch.rand(batch_size, generator=generator).tolist()
             chosen = torch.tensor([groups[i][int(u * len(groups[i]))] for i, u in zip(drawn, luck, strict=True)])
-            batch = _augment(to_unit_range(images[chosen].movedim(1, -1)), config, generator)
+            pictures = to_unit_range(images[chosen].movedim(1, -1))
+            batch = augment(pictures, max_shift=config.max_shift, pixel_noise=config.pixel_noise, generator=generator)
             loss = encoder(batch, caption_bytes[chosen])
             if not loss.isfinite():
                 raise ValueError(f"the dual encoder's loss is {loss.item()}; lower its lr of {config.lr}")
@@ -269,19 +271,6 @@ def load_dual_encoder(
     path = folder / "dual_encoder.safetensors"
     load_exactly(encoder, read_tensors(path), path)
     return encoder.eval(), fingerprint
-
-
-def _augment(images: Tensor, config: DualEncoderConfig, generator: torch.Generator) -> Tensor:
-    """Shift each picture by whole pixels and add noise: what a generator may do without changing what is shown."""
-    height, width = images.shape[-2:]
-    shift = config.max_shift
-    padded = F.pad(images, (shift, shift, shift, shift), mode="replicate")
-    top, left = torch.randint(2 * shift + 1, (2, len(images), 1, 1), generator=generator)
-    rows = top + torch.arange(height).view(1, -1, 1)  # (N, H, 1)
-    columns = left + torch.arange(width).view(1, 1, -1)  # (N, 1, W)
-    items = torch.arange(len(images)).view(-1, 1, 1)
-    shifted = padded.movedim(1, -1)[items, rows, columns].movedim(-1, 1)  # (N, C, H, W)
-    return shifted + config.pixel_noise * torch.randn(shifted.shape, generator=generator)
 
 
 def _to_bytes(captions: Sequence[str], max_bytes: int) -> Int[Tensor, "M L"]:
