@@ -14,6 +14,7 @@ from latentlm.baselines.dit import DiT, DiTRecipe
 from latentlm.baselines.givt import GIVT, GIVTRecipe
 from latentlm.baselines.mar import MAR, MARRecipe
 from latentlm.baselines.maskgit import MaskGIT, MaskGITRecipe
+from latentlm.baselines.transfusion import Transfusion, TransfusionPipeline, TransfusionRecipe, build_transfusion
 from latentlm.baselines.vq_ar import VQAR, VQARRecipe
 from latentlm.baselines.vq_mllm import VQMLLM, VQMLLMPipeline, VQMLLMRecipe, build_vq_mllm
 from latentlm.generation.image_pipeline import ImageModelPipeline
@@ -66,6 +67,7 @@ KINDS: dict[str, Kind] = {
     ),
     "latentlm": Kind(LatentLMRecipe, build_latentlm, LatentLMPipeline.from_pretrained, LatentLM),
     "multimodal": Kind(MultimodalRecipe, build_multimodal, LatentLMPipeline.from_pretrained, LatentLM),
+    "transfusion": Kind(TransfusionRecipe, build_transfusion, TransfusionPipeline.from_pretrained, Transfusion),
     "vq_mllm": Kind(VQMLLMRecipe, build_vq_mllm, VQMLLMPipeline.from_pretrained, VQMLLM),
     "dit": image_model(DiTRecipe, DiT),
     "mar": image_model(MARRecipe, MAR),

@@ -14,7 +14,7 @@ The newest folder that verifies is the one to resume from; there is no "latest" 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class TrainingParts:
     scaler: torch.amp.GradScaler
     recipe: Mapping[str, Any]
     """The resolved recipe as plain JSON values; a checkpoint of another recipe is refused."""
+    recipe_changes: Mapping[str, Any] = field(default_factory=dict)
+    """What of it is not at its default: a field that a checkpoint's version did not know yet may be at its default."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class CheckpointFolder:
     def _read(self, folder: Path, parts: TrainingParts) -> Progress:
         state = read_json(folder / STATE_NAME)
         check_format_version(state["format_version"], FORMAT_VERSION, folder / STATE_NAME)
-        _refuse_other_recipe(folder, state["recipe"], parts.recipe, self.may_change)
+        _refuse_other_recipe(folder, state["recipe"], parts, self.may_change)
         if state["world_size"] != distributed.world_size():
             raise ValueError(
                 f"{folder} was saved by {state['world_size']} ranks and cannot continue on {distributed.world_size()}"
@@ -215,12 +217,14 @@ def _load_optimizer(
         optimizer.state[parameter][key] = tensor.to(parameter.device)
 
 
-def _refuse_other_recipe(folder: Path, saved: Any, current: Any, may_change: frozenset[str]) -> None:
-    old, new = _flatten(saved), _flatten(json.loads(json.dumps(current)))
+def _refuse_other_recipe(folder: Path, saved: Any, parts: TrainingParts, may_change: frozenset[str]) -> None:
+    old, new = _flatten(saved), _flatten(json.loads(json.dumps(parts.recipe)))
+    chosen = _flatten(json.loads(json.dumps(parts.recipe_changes)))
+    unknown_then = {name for name in new.keys() - old.keys() if name not in chosen}
     differences = [
         f"{name} was {old.get(name, 'absent')} and is {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
-        if name not in may_change and old.get(name) != new.get(name)
+        if name not in may_change | unknown_then and old.get(name) != new.get(name)
     ]
     if differences:
         raise ValueError(

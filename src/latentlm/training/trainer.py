@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latentlm.config import dump_recipe, to_mapping
+from latentlm.config import changes_from_defaults, dump_recipe, to_mapping
 from latentlm.nn.precision import Precision
 from latentlm.storage import remove_leftovers, write_file_atomically
 from latentlm.training import distributed
@@ -343,6 +343,7 @@ class Trainer:
             ema=self.ema,
             scaler=self.take_step.scaler,
             recipe=to_mapping(self.recipe),
+            recipe_changes=changes_from_defaults(self.recipe),
         )
 
 

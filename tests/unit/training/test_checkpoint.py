@@ -1,5 +1,6 @@
 """Damaged checkpoints are refused by name and the previous good one is taken; other recipes and models are refused."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -153,6 +154,18 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_over_in_silence(
         os.truncate(run_dir / "checkpoints" / name / "model.safetensors", 10)
     with pytest.raises(ValueError, match=r"no checkpoint .* can be trusted.*step_00000008.*step_00000006"):
         make_trainer(run_dir, make_recipe()).fit()
+
+
+def test_a_field_that_a_later_version_adds_may_be_at_its_default(tmp_path: Path) -> None:
+    recipe = make_recipe()
+    parts = parts_of(ToyObjective(recipe), recipe)
+    trainer = {name: value for name, value in parts.recipe["trainer"].items() if name != "ema_half_life_ratio"}
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints", keep=2)
+    checkpoints.save(dataclasses.replace(parts, recipe={**parts.recipe, "trainer": trainer}), Progress(step=3))
+    assert checkpoints.restore_newest(parts) == Progress(step=3)
+    changed = make_recipe(ema_half_life_ratio=0.5)
+    with pytest.raises(ValueError, match=r"trainer\.ema_half_life_ratio was absent and is 0\.5 now"):
+        checkpoints.restore_newest(parts_of(ToyObjective(changed), changed))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Trains a Transfusion on documents of text and pictures: rows of pieces to packed pictures to losses."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm.baselines.transfusion.model import Transfusion
+from latentlm.baselines.transfusion.pipeline import TransfusionPipeline, check_image_tokenizer
+from latentlm.baselines.transfusion.sequence import MODALITY, PictureBatch, before_caption
+from latentlm.generation.document_pipeline import TEXT
+from latentlm.generation.requests import LatentSamplingConfig, PartEvent, TextSamplingConfig
+from latentlm.pictures import picture_grid
+from latentlm.sequence import Document, IdsPart, LatentPart, SequenceBuilder
+from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.text import StoredTextTokenizer
+from latentlm.training.document_batches import RawPiece
+from latentlm.training.objective import Counts
+from latentlm.training.objectives.documents import DocumentObjective
+from latentlm.training.optim import OptimConfig
+
+_GRID_PICTURES = 16
+
+
+class TransfusionObjective(DocumentObjective):
+    """Next-token prediction on text, one diffusion per picture.
+
+    Args:
+        model: What is trained.
+        tokenizer: Frozen; encodes pictures and decodes samples.
+        text_tokenizer: Saved with the model.
+        sampling: Of pictures, saved with the model.
+        text_sampling: Of text, likewise.
+        **options: Of `DocumentObjective`.
+
+    Raises:
+        ValueError: If the model was not built for these tokenizers.
+    """
+
+    kind = "transfusion"
+    model: Transfusion
+    tokenizer: ImageTokenizer
+
+    def __init__(
+        self,
+        model: Transfusion,
+        tokenizer: ImageTokenizer,
+        text_tokenizer: StoredTextTokenizer,
+        *,
+        sampling: LatentSamplingConfig,
+        text_sampling: TextSamplingConfig,
+        optim: OptimConfig,
+        **options: Any,
+    ) -> None:
+        check_image_tokenizer(model, tokenizer)
+        super().__init__(model, tokenizer, optim=optim, **options)
+        self.text_tokenizer = text_tokenizer
+        self.sampling = sampling
+        self.text_sampling = text_sampling
+        self.builder = SequenceBuilder(model.config.vocabulary, [MODALITY], text_tokenizer)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the backbone's layers in the backward pass."""
+        self.model.transformer.activation_checkpointing = True
+
+    def encode(self, pictures: Tensor, noise_seed: int, keys: Tensor) -> Tensor:
+        """Latents, freshly sampled from the tokenizer's posterior."""
+        return self.tokenizer.sample_keyed(self.tokenizer.posterior(pictures), noise_seed, keys)
+
+    def lay_out(
+        self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int
+    ) -> PictureBatch:
+        """Packed sequences and their pictures."""
+        documents = [[_document(piece, tokens[piece.key]) for piece in row] for row in rows]
+        packed = self.builder.collate(
+            [[self.builder.build(document) for document in row] for row in documents],
+            length=self.max_length,
+            group_names=self.group_names,
+        )
+        is_before_caption = [is_before for row in documents for doc in row for is_before in self._before_caption(doc)]
+        return PictureBatch.of(
+            packed,
+            latent_dim=self.model.config.image.latent_dim,
+            is_before_caption=is_before_caption,
+            noise_seed=noise_seed,
+        ).to(self.device)
+
+    def _before_caption(self, document: Document) -> list[bool]:
+        # Without its condition a picture teaches guidance's unconditional stream, which begins at pure noise.
+        limits = before_caption(document, self.text_tokenizer.special_ids)
+        return [False] * len(limits) if document.begins else limits
+
+    def loss_counts(self, batch: PictureBatch) -> Counts:
+        """See `Transfusion.loss_counts`."""
+        return self.model.loss_counts(batch)
+
+    def model_losses(self, batch: PictureBatch, totals: Counts | None) -> dict[str, Tensor]:
+        """`lm` and `diffusion/image`, also by source; see `Transfusion.forward`.
+
+        In evaluation mode text is scored after clean pictures, which is how the model reads when it is used; training
+        scores it after the noised ones.
+        """
+        losses = self.model(batch, totals=totals)
+        return losses if self.training else losses | self.model.text_losses(batch, totals=totals)
+
+    def pipeline(self) -> TransfusionPipeline:
+        """Model and tokenizers as users will hold them."""
+        return TransfusionPipeline(
+            self.model,
+            {MODALITY: self.tokenizer, TEXT: self.text_tokenizer},
+            {MODALITY: self.sampling, TEXT: self.text_sampling},
+        )
+
+    @torch.no_grad()
+    def sample_grid(self, *, seed: int) -> Tensor:
+        """Pictures drawn after nothing at all."""
+        training = self.model.training
+        pipeline = self.pipeline()
+        requests = pipeline.requests([""] * _GRID_PICTURES, images=1, max_new_tokens=0, seed=seed)
+        parts = [event.part for event in pipeline.events(requests) if isinstance(event, PartEvent)]
+        latents = torch.stack([part.latents for part in parts if isinstance(part, LatentPart)])
+        self.model.train(training)
+        return picture_grid(self.tokenizer.decode(latents))
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A pipeline folder: model, tokenizers and sampling defaults."""
+        training = self.model.training
+        self.pipeline().save_pretrained(folder)
+        self.model.train(training)
+
+
+def _document(piece: RawPiece, latents: Sequence[Tensor]) -> Document:
+    parts = tuple(
+        part if isinstance(part, IdsPart) else LatentPart(part.modality, latents[part.raw], part.grid)
+        for part in piece.segments
+    )
+    # Its end-of-text ids are among the segments, unless what stood before a picture was dropped.
+    return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
