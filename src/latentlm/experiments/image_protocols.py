@@ -298,9 +298,15 @@ def image_tokenizer(context: MeasureContext) -> dict[str, Any]:
 
 
 def held_out_loss(context: MeasureContext) -> dict[str, Any]:
-    """What the trainer measured on held-out pictures after the last step: for choosing a learning rate."""
+    """What the trainer measured on held-out data after the last step: for choosing a learning rate.
+
+    The only option is `names`: of the evaluation's values, by the names that the result has for them.
+    """
     assert context.run_dir is not None
-    return {"held_out_loss": last_evaluation(context.run_dir / "metrics.jsonl", "held_out_loss")}
+    if unknown := sorted(context.options.keys() - {"names"}):
+        raise ValueError(f"options of {context.cell}: {', '.join(unknown)} is unknown; there is names")
+    names = context.options.get("names", {"held_out_loss": "held_out_loss"})
+    return {ours: last_evaluation(context.run_dir / "metrics.jsonl", theirs) for ours, theirs in names.items()}
 
 
 def last_evaluation(path: Path, name: str) -> float:

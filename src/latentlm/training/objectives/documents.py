@@ -256,19 +256,24 @@ class DocumentObjective(Objective):
         assert self.held_out is not None
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
+        totals: list[float] = []
         drop_cond_prob, self.drop_cond_prob = self.drop_cond_prob, 0.0
         try:
             for raw_batch in self.held_out():
                 batch = self.prepare(raw_batch, step=0, seed=HELD_OUT_SEED)
                 of_batch = self.loss_counts(batch)
-                for name, loss in self.model_losses(batch, None).items():
+                losses = self.model_losses(batch, None)
+                totals.append(float(losses["total"]))
+                for name, loss in losses.items():
                     if name != "total":
                         count = float(of_batch[name])
                         sums[name] = sums.get(name, 0.0) + count * float(loss)
                         counts[name] = counts.get(name, 0.0) + count
         finally:
             self.drop_cond_prob = drop_cond_prob
-        return {f"held_out/{name}": sums[name] / counts[name] for name in sums if counts[name]}
+        means = {name: sums[name] / counts[name] for name in sums if counts[name]}
+        means["total"] = sum(totals) / len(totals)  # batches are of one size
+        return {f"held_out/{name}": value for name, value in means.items()}
 
 
 def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
