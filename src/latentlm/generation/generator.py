@@ -29,13 +29,13 @@ from latentlm.generation.requests import (
     PartEvent,
     TokenEvent,
 )
-from latentlm.generation.rows import Links, Row, Stream, Token
+from latentlm.generation.rows import Links, Row, Stream, Token, flush_text, take_text
 from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.models.diffusion_head import DiffusionHead
 from latentlm.models.kv_cache import KVCache
 from latentlm.models.latentlm import LatentLM
 from latentlm.nn.keyed_noise import keyed_normal, keyed_uniform, signed_int64
-from latentlm.sequence import Document, LabelPart, LatentPart, Sequence, SequenceBuilder, TextPart
+from latentlm.sequence import Document, LabelPart, LatentPart, Sequence, SequenceBuilder
 
 # Streams of the keyed noise of one request.
 STARTING_NOISE_STREAM = 1
@@ -249,14 +249,6 @@ class Generator:
         elif row.request.max_new_tokens == 0:
             row.finish_reason = "spans"
 
-    def _flush_text(self, row: Row) -> Iterator[Event]:
-        if row.text_ids:
-            assert self.builder.text_tokenizer is not None
-            part = TextPart(self.builder.text_tokenizer.decode(row.text_ids))
-            row.parts.append(part)
-            row.text_ids = []
-            yield PartEvent(row.index, part)
-
     # -- the backbone -------------------------------------------------------------------------------------------------
 
     # Gradients are off in each part that computes, not in `stream`: switched off for its whole body, they would stay
@@ -382,24 +374,17 @@ class Generator:
     def _take_token(self, row: Row, token: int | None) -> Iterator[Event]:
         """Outside spans: a text id, end of text, or the begin token of a span; None at the request's bound."""
         if token is None:
-            yield from self._flush_text(row)
+            yield from flush_text(row, self.builder.text_tokenizer)
             row.finish_reason = "length"
             return
         row.num_free += 1
         yield TokenEvent(row.index, token)
-        vocabulary, text_tokenizer = self.builder.vocabulary, self.builder.text_tokenizer
-        if text_tokenizer is not None and token == text_tokenizer.eos_id:
-            yield from self._flush_text(row)
-            row.finish_reason = "eos"
-        elif token < vocabulary.num_text_ids:
-            row.text_ids.append(token)
-            row.seen_ids.append(token)
-            row.cond.pending = [token]
-            if self._holds_stop_string(row):
-                yield from self._flush_text(row)
-                row.finish_reason = "stop"
+        text_tokenizer = self.builder.text_tokenizer
+        if token < self.builder.vocabulary.num_text_ids:
+            assert text_tokenizer is not None, "there are no ids of text without it"
+            yield from take_text(row, token, text_tokenizer)
         else:
-            yield from self._flush_text(row)
+            yield from flush_text(row, self.builder.text_tokenizer)
             modality = next(name for name, begin in self._begin_ids.items() if begin == token)
             # The span shares the request's bound on new positions; sizes and end token have to fit, too.
             row.span_is_free = True
@@ -407,16 +392,6 @@ class Generator:
             room = row.request.max_new_tokens - row.num_free - 1
             room -= 2 if self.model.config.modalities[modality].says_size else 0
             self._open_span(row, LatentSpan(modality, row.request.free_lengths.get(modality), max_latents=room))
-
-    def _holds_stop_string(self, row: Row) -> bool:
-        """Whether the newest id completed a stop string; only ids that can be part of one are decoded again."""
-        if not row.request.stop_strings:
-            return False
-        assert self.builder.text_tokenizer is not None
-        # An id stands for a byte at least, so that no more ids than bytes can belong to the string.
-        window = max(len(text.encode()) for text in row.request.stop_strings) + 1
-        text = self.builder.text_tokenizer.decode(row.text_ids[-window:])
-        return any(stop in text for stop in row.request.stop_strings)
 
     # -- latents ------------------------------------------------------------------------------------------------------
 

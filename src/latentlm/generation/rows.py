@@ -1,14 +1,14 @@
-"""What the generator knows of requests under way: rows, their streams through the backbone, links of guidance."""
+"""What generators know of requests under way: rows, their streams through the backbone, their text, guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from latentlm.generation.requests import GenerationRequest, LatentSpan
-from latentlm.sequence import Part
+from latentlm.generation.requests import GenerationRequest, LatentSpan, PartEvent
+from latentlm.sequence import Part, TextPart, TextTokenizer
 
 Token = int | tuple[str, Tensor]
 """A discrete id, or (modality, latent)."""
@@ -88,3 +88,50 @@ class Links(NamedTuple):
                 links.places.append((row, number))
                 links.scales.append(scale)
         return links
+
+
+@runtime_checkable
+class TextRow(Protocol):
+    """What writing text needs of a row of any generator."""
+
+    index: int
+    request: GenerationRequest
+    cond: Stream
+    seen_ids: list[int]
+    text_ids: list[int]
+    parts: list[Part]
+    finish_reason: str | None
+
+
+def take_text(row: TextRow, token: int, tokenizer: TextTokenizer) -> Iterator[PartEvent]:
+    """Take a text id, or end-of-text; the row ends at the latter, and behind a stop string."""
+    if token == tokenizer.eos_id:
+        yield from flush_text(row, tokenizer)
+        row.finish_reason = "eos"
+        return
+    row.text_ids.append(token)
+    row.seen_ids.append(token)
+    row.cond.pending = [token]
+    if _holds_stop_string(row, tokenizer):
+        yield from flush_text(row, tokenizer)
+        row.finish_reason = "stop"
+
+
+def flush_text(row: TextRow, tokenizer: TextTokenizer | None) -> Iterator[PartEvent]:
+    """Close the stretch of text that a row is writing, if it has begun one."""
+    if row.text_ids:
+        assert tokenizer is not None, "there are no ids of text without it"
+        part = TextPart(tokenizer.decode(row.text_ids))
+        row.parts.append(part)
+        row.text_ids = []
+        yield PartEvent(row.index, part)
+
+
+def _holds_stop_string(row: TextRow, tokenizer: TextTokenizer) -> bool:
+    """Whether the newest id completed a stop string; only ids that can be part of one are decoded again."""
+    if not row.request.stop_strings:
+        return False
+    # An id stands for a byte at least, so that no more ids than bytes can belong to the string.
+    window = max(len(text.encode()) for text in row.request.stop_strings) + 1
+    text = tokenizer.decode(row.text_ids[-window:])
+    return any(stop in text for stop in row.request.stop_strings)

@@ -35,10 +35,10 @@ from latentlm.generation.requests import (
     PartEvent,
     TokenEvent,
 )
-from latentlm.generation.rows import Row, Stream, Token
+from latentlm.generation.rows import Row, Stream, Token, flush_text, take_text
 from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.nn.keyed_noise import combine_keys, keyed_normal, keyed_uniform, signed_int64
-from latentlm.sequence import Document, LatentPart, SequenceBuilder, TextPart
+from latentlm.sequence import Document, LatentPart, SequenceBuilder
 
 
 class TransfusionGenerator:
@@ -172,13 +172,6 @@ class TransfusionGenerator:
         if row.guided:
             row.weaker[0].restart([*row.weaker_prompts[0], self._begin_id])
 
-    def _flush_text(self, row: Row) -> Iterator[Event]:
-        if row.text_ids:
-            part = TextPart(self._text_tokenizer.decode(row.text_ids))
-            row.parts.append(part)
-            row.text_ids = []
-            yield PartEvent(row.index, part)
-
     # -- discrete tokens ----------------------------------------------------------------------------------------------
 
     # Gradients are off in each part that computes, not in `stream`: switched off for its whole body, they would stay
@@ -217,35 +210,18 @@ class TransfusionGenerator:
     def _take_token(self, row: Row, token: int | None) -> Iterator[Event]:
         """A text id, end of text, or the begin token of a picture; None at the request's bound."""
         if token is None:
-            yield from self._flush_text(row)
+            yield from flush_text(row, self._text_tokenizer)
             row.finish_reason = "length"
             return
         row.num_free += 1
         yield TokenEvent(row.index, token)
         if token == self._begin_id:
-            yield from self._flush_text(row)
+            yield from flush_text(row, self._text_tokenizer)
             row.span_is_free = True
             row.num_free_spans += 1
             self._open_span(row, LatentSpan(MODALITY, self._free_length(row)))
-        elif token == self._text_tokenizer.eos_id:
-            yield from self._flush_text(row)
-            row.finish_reason = "eos"
         else:
-            row.text_ids.append(token)
-            row.seen_ids.append(token)
-            row.cond.pending = [token]
-            if self._holds_stop_string(row):
-                yield from self._flush_text(row)
-                row.finish_reason = "stop"
-
-    def _holds_stop_string(self, row: Row) -> bool:
-        """Whether the newest id completed a stop string; only ids that can be part of one are decoded again."""
-        if not row.request.stop_strings:
-            return False
-        # An id stands for a byte at least, so that no more ids than bytes can belong to the string.
-        window = max(len(text.encode()) for text in row.request.stop_strings) + 1
-        text = self._text_tokenizer.decode(row.text_ids[-window:])
-        return any(stop in text for stop in row.request.stop_strings)
+            yield from take_text(row, token, self._text_tokenizer)
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 

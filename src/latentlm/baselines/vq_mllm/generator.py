@@ -30,11 +30,11 @@ from latentlm.generation.requests import (
     TextSamplingConfig,
     TokenEvent,
 )
-from latentlm.generation.rows import Stream
+from latentlm.generation.rows import Stream, flush_text, take_text
 from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.models.kv_cache import KVCache
 from latentlm.nn.keyed_noise import keyed_uniform, signed_int64
-from latentlm.sequence import CodePart, Document, SequenceBuilder, TextPart
+from latentlm.sequence import CodePart, Document, SequenceBuilder
 
 # Stream of the keyed noise of one request: the number that decides the id of a position.
 ID_STREAM = 1
@@ -255,7 +255,8 @@ class CodeGenerator:
     def _take(self, row: Row, token: int | None) -> Iterator[Event]:
         """One id of a row; None at the request's bound."""
         if token is None:
-            yield from self._finish(row, "length")
+            yield from flush_text(row, self._text_tokenizer)
+            row.finish_reason = "length"
         elif row.picture is not None and token == self._end_id:
             yield from self._close(row, row.picture)
         elif row.picture is not None:
@@ -297,38 +298,12 @@ class CodeGenerator:
         """A text id, end of text, or the begin token of a picture."""
         yield TokenEvent(row.index, token)
         row.num_free += 1
-        if token == self._text_tokenizer.eos_id:
-            yield from self._finish(row, "eos")
-        elif token == self._begin_id:
-            yield from self._flush_text(row)
+        if token == self._begin_id:
+            yield from flush_text(row, self._text_tokenizer)
             row.num_free_spans += 1
             # The picture shares the request's bound on new positions; its sides and its end token have to fit, too.
             room = row.request.max_new_tokens - row.num_free - (3 if self.model.config.says_size else 1)
             length = row.request.free_lengths.get("image")
             self._open(row, Picture(length, room if length is None else length, is_free=True, sides=[]))
         else:
-            row.text_ids.append(token)
-            row.seen_ids.append(token)
-            row.cond.pending = [token]
-            if self._holds_stop_string(row):
-                yield from self._finish(row, "stop")
-
-    def _finish(self, row: Row, reason: str) -> Iterator[Event]:
-        yield from self._flush_text(row)
-        row.finish_reason = reason
-
-    def _flush_text(self, row: Row) -> Iterator[Event]:
-        if row.text_ids:
-            part = TextPart(self._text_tokenizer.decode(row.text_ids))
-            row.parts.append(part)
-            row.text_ids = []
-            yield PartEvent(row.index, part)
-
-    def _holds_stop_string(self, row: Row) -> bool:
-        """Whether the newest id completed a stop string; only ids that can be part of one are decoded again."""
-        if not row.request.stop_strings:
-            return False
-        # An id stands for a byte at least, so that no more ids than bytes can belong to the string.
-        window = max(len(text.encode()) for text in row.request.stop_strings) + 1
-        text = self._text_tokenizer.decode(row.text_ids[-window:])
-        return any(stop in text for stop in row.request.stop_strings)
+            yield from take_text(row, token, self._text_tokenizer)
