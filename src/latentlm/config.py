@@ -68,6 +68,30 @@ def changes_from_defaults(instance: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(instance, field.name), changes_from_defaults) for field in changed}
 
 
+def with_changes(instance: ConfigT, changes: Mapping[str, Any], *, where: str) -> ConfigT:
+    """A config with some of its fields changed, by dotted names.
+
+    Args:
+        instance: A config dataclass.
+        changes: Such as {"cfg_scale": 2.0, "solver.num_inference_steps": 10}.
+        where: What it is, for the error message.
+
+    Raises:
+        ConfigError: If there is no such field, or its value is refused.
+    """
+    mapping = to_mapping(instance)
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        place: Any = mapping
+        for parent in parents:
+            place = place.get(parent)
+            if not isinstance(place, dict):
+                raise ConfigError(f"{where} has no option {name}")
+        place[last] = value
+    # By way of the mapping, so that a misspelt option is refused like one in a recipe.
+    return from_mapping(type(instance), mapping, where=where)
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str], kinds: Mapping[str, type]) -> Any:
     """Read a YAML recipe with its `base:`, write command-line flags over it, and build the dataclass of its `kind:`.
 

@@ -1,8 +1,11 @@
 """The protocols by which experiments measure (`protocol:` in an experiment file), and what a recipe's run costs."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from latentlm.catalog import build
+from latentlm.experiments.document_protocols import document_model
 from latentlm.experiments.image_protocols import held_out_loss, image_generator, image_tokenizer
 from latentlm.experiments.long_generation import long_generation
 from latentlm.experiments.protocol import Protocol
@@ -12,6 +15,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "image_tokenizer": image_tokenizer,
     "held_out_loss": held_out_loss,
     "long_generation": long_generation,
+    "document_model": partial(document_model, build=build),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentlm.config import from_mapping, to_mapping
+from latentlm.config import from_mapping, to_mapping, with_changes
 from latentlm.models.image_model import ImageModel
 from latentlm.nn.flops import ImageFlops
 from latentlm.nn.keyed_noise import signed_int64
@@ -96,18 +96,7 @@ class ImagePipeline(HubUpload):
         Raises:
             ValueError: If there is no such option, or its value is refused.
         """
-        default = self.sampling["image"]
-        mapping = to_mapping(default)
-        for name, value in changes.items():
-            *parents, last = name.split(".")
-            place = mapping
-            for parent in parents:
-                place = place.get(parent)
-                if not isinstance(place, dict):
-                    raise ValueError(f"a '{self.kind}' has no sampling option {name}")
-            place[last] = value
-        # By way of the mapping, so that a misspelt option is refused like one in a recipe.
-        return from_mapping(type(default), mapping, where="sampling")
+        return with_changes(self.sampling["image"], changes, where=f"sampling of a '{self.kind}'")
 
     def generate_images(
         self,

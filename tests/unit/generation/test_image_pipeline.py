@@ -97,8 +97,8 @@ def test_options_are_changed_by_dotted_name_and_the_defaults_stay() -> None:
         ({"cfg_scal": 2.0}, "cfg_scal is not a field; did you mean cfg_scale?"),
         ({"solver.nme": "ddim"}, "solver.nme is not a field; did you mean solver.name?"),
         ({"num_iterations": 4}, "num_iterations is not a field"),  # MaskGIT's
-        ({"sampler.name": "ddim"}, "a 'dit' has no sampling option sampler.name"),
-        ({"cfg_scale.image": 2.0}, "a 'dit' has no sampling option cfg_scale.image"),
+        ({"sampler.name": "ddim"}, "sampling of a 'dit' has no option sampler.name"),
+        ({"cfg_scale.image": 2.0}, "sampling of a 'dit' has no option cfg_scale.image"),
         ({"solver": "ddim"}, "solver takes a mapping of SolverConfig's fields, but got 'ddim'"),
         ({"cfg_scale": "much"}, "cfg_scale takes float, but got 'much'"),
         ({"cfg_scale": float("nan")}, "cfg_scale is nan"),

@@ -1,0 +1,195 @@
+"""How a trained model of documents is measured: the paper's Table 3 in small, for any kind of model.
+
+    text            perplexity, bits per byte of plain text          ┐ by the training objective
+    image_to_text   likelihood of captions given their pictures      ┘
+    text_to_image   pictures of captions, judged as those of classes are; R-precision
+    captions, questions, few_shot, switching                           greedy answers
+
+Guidance (or the temperature of codes) is chosen among `trials` on validation captions; everything else is scored once,
+on test. All partial results are remembered, so that a cut costs minutes.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from latentlm.config import from_mapping
+from latentlm.data.datasets import Part
+from latentlm.data.documents import DocumentDataConfig, RawDocument, open_documents
+from latentlm.evaluation.cost import parameters_by_part
+from latentlm.evaluation.document_answers import sampling_changed
+from latentlm.evaluation.document_likelihood import likeliest, score_text, text_after_picture
+from latentlm.evaluation.document_protocol import (
+    QUESTIONS,
+    Asked,
+    blind_captions,
+    caption_choices,
+    few_shot_documents,
+    score_captions,
+    score_questions,
+    score_switching,
+)
+from latentlm.evaluation.document_scores import LikelihoodScores, Share
+from latentlm.experiments.document_drawing import Drawing
+from latentlm.experiments.document_options import DocumentModelOptions
+from latentlm.experiments.document_run import Build, DocumentRun
+from latentlm.experiments.protocol import MeasureContext, remembered
+
+
+def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
+    """Measure a run whose sources hold plain text and composed documents.
+
+    Args:
+        context: The cell's.
+        build: Makes the objective of a recipe; its weights are replaced by the run's.
+
+    Returns:
+        By measure, those that were asked for:
+        `text`: by part (`validation`, `test`) and source, `TextCounts`;
+        `image_to_text`: `model` and `blind`, `LikelihoodScores`; `classified`, `Share` of the pictures whose own
+        caption is the likeliest among those of all classes, and `chance`;
+        `text_to_image`: `judges`; `trials`, `chosen`, `sampling`; `scores`, `floor`, `ceiling` and `over_ceiling`, each
+        by `all` and pool, `ImageScores`; `consistency`, `CaptionConsistency`; `pictures_per_second`;
+        `captions`: `model` and `blind`, `CaptioningScores`;
+        `questions`: by task, `AnswerScores`;
+        `few_shot`: by number of examples, `AnswerScores` without a majority, and `chance`;
+        `switching`: `to_picture`, `to_text` and `both`, `SwitchingScores`, and `chosen`, how pictures were drawn;
+        and always `parameters`, and `seconds` by measure, with the training of judges where it came to that.
+    """
+    options = from_mapping(DocumentModelOptions, context.options, where=f"options of {context.cell}")
+    measures = _Measures(context, options, build)
+    result: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for name in options.measures:
+        timed = remembered(context.scratch_dir, f"measure_{name}", lambda name=name: _timed(getattr(measures, name)))
+        result[name], seconds[name] = timed["result"], timed["seconds"]
+    parameters = sum(parameters_by_part(measures.run.pipeline.model).values())
+    return {**result, "parameters": parameters, "seconds": seconds}
+
+
+def _timed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    start = time.perf_counter()
+    return {"result": measure(), "seconds": time.perf_counter() - start}
+
+
+class _Measures:
+    """Each public method is a measure of a run, under the name that options and results have for it."""
+
+    def __init__(self, context: MeasureContext, options: DocumentModelOptions, build: Build) -> None:
+        self.options = options
+        self.run = DocumentRun(context, options, build)
+        self._drawing = Drawing(self.run, options)
+
+    # -- likelihoods ---------------------------------------------------------------------------------------------------
+
+    def text(self) -> dict[str, Any]:
+        """Of the sources whose documents hold no picture."""
+        sources = self.run.context.recipe.sources
+        files = {name: source.data for name, source in sources.items() if source.data is not None}
+        result: dict[str, Any] = {"validation": {}, "test": {}}
+        parts: tuple[Part, ...] = ("validation", "test")
+        for name, data in files.items():
+            if _is_text(data):
+                for part in parts:
+                    opened = open_documents(data, part=part)
+                    documents = [opened[index] for index in range(len(opened))]
+                    scores = score_text(
+                        self.run.objective, documents, self.run.text_tokenizer, progress=self._bar(name)
+                    )
+                    result[part][name] = scores.as_json()
+        if not result["test"]:
+            raise ValueError("no source of the recipe is plain text; leave text out of the option measures")
+        return result
+
+    def image_to_text(self) -> dict[str, Any]:
+        """Captions and their ends of text, given the picture; blind: given that of another document."""
+        documents = self.run.documents("image_to_caption", self.options.num_captions)
+        result = {}
+        for name, given in {"model": documents, "blind": blind_captions(documents)}.items():
+            nll, counts = text_after_picture(
+                self.run.objective, given, self.run.text_tokenizer, self.run.reader, progress=self._bar(name)
+            )
+            result[name] = LikelihoodScores.of(nll, counts).as_json()
+        return result | {"classified": self._classified(documents[: self.options.num_classified])}
+
+    def _classified(self, documents: Sequence[RawDocument]) -> dict[str, Any]:
+        names = [self.run.names[document.fields["pools"][0]] for document in documents]
+        choices = [caption_choices(document, of_pool) for document, of_pool in zip(documents, names, strict=True)]
+        run = self.run
+        chosen = likeliest(run.objective, choices, run.text_tokenizer, run.reader, progress=self._bar("classified"))
+        right = [place == d.fields["labels"][0] for place, d in zip(chosen, documents, strict=True)]
+        return {**Share.of(right).as_json(), "chance": sum(1 / len(of_pool) for of_pool in names) / len(names)}
+
+    def _bar(self, name: str) -> str | None:
+        return name if self.run.context.progress else None
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def text_to_image(self) -> dict[str, Any]:
+        """Test captions, drawn once."""
+        return self._drawing.measure()
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def captions(self) -> dict[str, Any]:
+        """Greedy captions of test pictures."""
+        asked = self.run.asked("image_to_caption", self.options.num_captions)
+        names = [name for of_pool in self.run.names.values() for name in of_pool]
+        scores = score_captions(
+            self.run.pipeline,
+            asked,
+            names,
+            self.run.asking,
+            max_new_tokens=self.options.max_caption_tokens,
+            prefix=self.options.caption_prefix,
+        )
+        return {name: row.as_json() for name, row in scores.items()}
+
+    def questions(self) -> dict[str, Any]:
+        """Greedy answers to test questions, by task."""
+        return {
+            task: remembered(self.run.context.scratch_dir, f"questions_{task}", lambda task=task: self._question(task))
+            for task in QUESTIONS
+        }
+
+    def _question(self, task: str) -> dict[str, Any]:
+        train_fields = self.run.fields(task, self.options.num_train_documents)
+        return self._answers(self.run.asked(task, self.options.num_questions), train_fields)
+
+    def few_shot(self) -> dict[str, Any]:
+        """Naming by examples, by their number. The sentence before them lists both names, so that chance is a half."""
+        by_shots = few_shot_documents(
+            self.run.data, part="test", count=self.options.num_few_shot, seed=self.options.seed
+        )
+        return {
+            str(shots): {**self._answers(self.run.opened(documents)), "chance": 0.5}
+            for shots, documents in by_shots.items()
+        }
+
+    def _answers(self, asked: Sequence[Asked], train_fields: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        scores = score_questions(
+            self.run.pipeline,
+            asked,
+            self.run.asking,
+            max_new_tokens=self.options.max_answer_tokens,
+            train_fields=train_fields,
+        )
+        return scores.as_json()
+
+    def switching(self) -> dict[str, Any]:
+        """Free decoding after captions and after pictures, with the chosen setting of drawing."""
+        half = self.options.num_switching // 2
+        with sampling_changed(self.run.pipeline, self._drawing.chosen):
+            scores = score_switching(
+                self.run.pipeline,
+                self.run.asked("caption_to_image", half),
+                self.run.asked("image_to_caption", self.options.num_switching - half),
+                self.run.asking,
+                picture_length=self.run.picture_length,
+                max_text_tokens=self.options.max_caption_tokens,
+            )
+        return {"chosen": self._drawing.chosen, **{name: row.as_json() for name, row in scores.items()}}
+
+
+def _is_text(data: DocumentDataConfig) -> bool:
+    return all(isinstance(part, str) for part in open_documents(data, part="validation")[0].parts)
