@@ -293,6 +293,13 @@ def test_generate_answers_prompts_of_text_and_pictures(document_model: str, tmp_
     assert read_json(tmp_path / "again" / "answers.json") == read_json(tmp_path / "new" / "answers.json")
 
 
+def test_evaluate_says_how_a_model_of_documents_is_measured(
+    document_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", document_model, "--out", str(tmp_path / "new")]) == 2
+    assert "experiments/documents_table3.yaml" in capsys.readouterr().err
+
+
 def test_generate_says_what_a_prompt_lacks(
     document_model: str, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     model = load(
         arguments.model, revision=arguments.revision, local_files_only=arguments.local_files_only, device=device
     )
+    if getattr(model, "num_classes", None) == 0 or not (isinstance(model, ImagePipeline) or hasattr(model, "encode")):
+        raise ValueError(
+            f"{arguments.model} holds a model of documents, which is measured by an experiment with the protocol "
+            "document_model: see experiments/documents_table3.yaml"
+        )
     tokenizer = model.image_tokenizer if isinstance(model, ImagePipeline) else model
     data = _data_config(arguments, tokenizer)
     judges = load_judges(data, cache_dir=arguments.judges.expanduser(), progress=True)
