@@ -245,14 +245,22 @@ def test_generate_writes_the_option_that_a_flag_means_for_this_kind(
         ("maskgit", ["--steps", "5"], "num_iterations is 5 but the picture has 4 codes"),
         ("maskgit", ["--solver", "ddim"], "sampling of a 'maskgit' has no option solver.name"),
         ("vq_ar", ["--solver", "ddim"], "sampling of a 'vq_ar' has no option solver.name"),
-        ("dit", ["--set", "temperature=0.9"], "sampling: temperature is not a field"),
-        ("givt", ["--set", "temprature=0.9"], "sampling: temprature is not a field; did you mean temperature?"),
-        ("givt", ["--set", "temperature=hot"], "sampling: temperature takes float, but got 'hot'"),
-        ("givt", ["--set", "temperature=0"], "sampling: temperature is 0.0; a standard deviation cannot"),
+        ("dit", ["--set", "temperature=0.9"], "sampling of a 'dit': temperature is not a field"),
+        (
+            "givt",
+            ["--set", "temprature=0.9"],
+            "sampling of a 'givt': temprature is not a field; did you mean temperature?",
+        ),
+        ("givt", ["--set", "temperature=hot"], "sampling of a 'givt': temperature takes float, but got 'hot'"),
+        ("givt", ["--set", "temperature=0"], "sampling of a 'givt': temperature is 0.0; a standard deviation cannot"),
         ("givt", ["--set", "temperature"], "--set temperature: write NAME=VALUE, such as temperature=0.9"),
         ("givt", ["--set", "temperature=["], "--set temperature=[: '[' is not a value as YAML writes it"),
-        ("dit", ["--set", "solver=ddim"], "sampling: solver takes a mapping of SolverConfig's fields, but got 'ddim'"),
-        ("mar", ["--cfg-scale", "nan"], "sampling: cfg_scale is nan"),
+        (
+            "dit",
+            ["--set", "solver=ddim"],
+            "sampling of a 'dit': solver takes a mapping of SolverConfig's fields, but got 'ddim'",
+        ),
+        ("mar", ["--cfg-scale", "nan"], "sampling of a 'mar': cfg_scale is nan"),
     ],
 )
 def test_generate_refuses_options_that_a_kind_does_not_have_and_writes_nothing(
