@@ -62,6 +62,7 @@ class _Draft:
         self._latents.setdefault(part.modality, []).append(part.latents)
 
     def finish(self, document: Document, *, with_targets: bool) -> Sequence:
+        """The sequence, with the document's key and group."""
         input_ids = torch.tensor(self.ids)
         labels = torch.full_like(input_ids, IGNORE_LABEL)
         if with_targets:
