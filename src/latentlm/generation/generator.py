@@ -74,6 +74,7 @@ class Generator:
         # Ids among which the softmax head decides: text, text or a new span, and within a span its going on or ending.
         vocabulary = builder.vocabulary
         self._text_ids = self._mask(range(vocabulary.num_text_ids))
+        self._free_ids: dict[tuple[int, ...], Tensor | None] = {}
         self._begin_ids: dict[str, int] = {}
         self._span_ids = {}
         if vocabulary.switch_tokens:
@@ -330,13 +331,10 @@ class Generator:
             return None
         if row.request.max_spans is not None and row.num_free_spans >= row.request.max_spans:
             return self._text_ids
-        begins = [begin for name, begin in self._begin_ids.items() if num_left >= self._shortest_span(row, name)]
-        if not begins:
-            return self._text_ids
-        none = torch.zeros(self.builder.vocabulary.size, dtype=torch.bool, device=self.model.device)
-        return (none if self._text_ids is None else self._text_ids).index_fill(
-            0, torch.tensor(begins, device=self.model.device), value=True
-        )
+        begins = tuple(id_ for name, id_ in self._begin_ids.items() if num_left >= self._shortest_span(row, name))
+        if begins not in self._free_ids:  # asked for every token: made once for each set of spans that may begin
+            self._free_ids[begins] = self._mask([*range(self.builder.vocabulary.num_text_ids), *begins])
+        return self._free_ids[begins]
 
     def _shortest_span(self, row: Row, modality: str) -> int:
         """Positions that a span takes at least if the model opens it by itself: begin token, latents, end token."""
