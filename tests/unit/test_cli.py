@@ -249,7 +249,7 @@ def test_generate_writes_the_option_that_a_flag_means_for_this_kind(
         (
             "givt",
             ["--set", "temprature=0.9"],
-            "'givt': temprature is not a field; did you mean temperature?",
+            "sampling of a 'givt': temprature is not a field; did you mean temperature?",
         ),
         ("givt", ["--set", "temperature=hot"], "sampling of a 'givt': temperature takes float, but got 'hot'"),
         ("givt", ["--set", "temperature=0"], "sampling of a 'givt': temperature is 0.0; a standard deviation cannot"),
@@ -258,7 +258,7 @@ def test_generate_writes_the_option_that_a_flag_means_for_this_kind(
         (
             "dit",
             ["--set", "solver=ddim"],
-            "'dit': solver takes a mapping of SolverConfig's fields, but got",
+            "sampling of a 'dit': solver takes a mapping of SolverConfig's fields, but got",
         ),
         ("mar", ["--cfg-scale", "nan"], "sampling of a 'mar': cfg_scale is nan"),
     ],
