@@ -150,6 +150,7 @@ class Generator:
                     f"the request asks for '{span.modality}' but the model knows {', '.join(self.sampling)}"
                 )
             self._check_size(span)
+            self._check_prefix(span)
             if span.length is None and not self.builder.vocabulary.switch_tokens:
                 raise ValueError("this model has no end token, so a span needs its num_latents")
         if request.max_new_tokens and not self.model.config.lm_head:
@@ -176,6 +177,18 @@ class Generator:
         if not says_size and span.grid is not None and self.builder.vocabulary.switch_tokens:
             raise ValueError(f"{span.modality} spans of this model do not say their size: give num_latents, no grid")
 
+    def _check_prefix(self, span: LatentSpan) -> None:
+        modality = self.model.config.modalities[span.modality]
+        if span.prefix is None:
+            return
+        if modality.says_size:
+            raise ValueError(f"{span.modality} spans of this model say their size, so that none can be continued")
+        if span.prefix.shape[-1] != modality.latent_dim or not span.prefix.isfinite().all():
+            raise ValueError(
+                f"the prefix of a {span.modality} span must be finite latents [n, {modality.latent_dim}], but has "
+                f"shape {tuple(span.prefix.shape)}; was it made by another tokenizer?"
+            )
+
     def _prompt_tokens(self, prompt: Document) -> list[Token]:
         return self._tokens(self.builder.build(prompt, open_ended=True))
 
@@ -201,7 +214,7 @@ class Generator:
 
     def _budget(self, row: Row) -> int:
         """Positions that the row can fill at most, in any of its streams."""
-        spans = sum(span.limit + 4 for span in row.request.spans)
+        spans = sum(span.limit + 4 + _prefix_length(span) for span in row.request.spans)
         return max(len(row.cond.pending), *map(len, row.weaker_prompts)) + spans + row.request.max_new_tokens
 
     def _cfg_scales(self, row: Row, modality: str) -> tuple[float, ...]:
@@ -221,11 +234,16 @@ class Generator:
             row.num_sizes_left = 2 if span.grid is None else 0
             opening += [] if span.grid is None else [vocabulary.size_id(side) for side in span.grid]
         row.span, row.span_latents = span, []
-        row.cond.pending = row.cond.pending + opening
+        prefix: list[Token] = []
+        if span.prefix is not None:
+            prefix = [(span.modality, latent) for latent in span.prefix.to(self.model.device, torch.float32)]
+        # Numbered with the drawn ones: going on from a span's own beginning gives its own continuation.
+        row.num_latents += len(prefix)
+        row.cond.pending = row.cond.pending + opening + prefix
         row.guided = self._is_guided(row, span.modality)
         if row.guided:
             for stream, prompt in zip(row.weaker, row.weaker_prompts, strict=True):
-                stream.restart(prompt + opening)
+                stream.restart(prompt + opening + ([] if span.guide_prefix else prefix))
 
     def _close_span(self, row: Row) -> Iterator[Event]:
         assert row.span is not None
@@ -323,8 +341,8 @@ class Generator:
         if row.span is not None and row.num_sizes_left:
             return self._size_ids(row, row.span)
         if row.span is not None:
-            # Spans have one latent at least; a forced length and the bound of a free one are not the model's choice.
-            is_open = row.span.length is None and 1 <= len(row.span_latents) < row.span.limit
+            # A forced length, the least and the most of a free one are not the model's choice.
+            is_open = row.span.length is None and row.span.min_latents <= len(row.span_latents) < row.span.limit
             return self._span_ids[row.span.modality] if is_open else None
         num_left = row.request.max_new_tokens - row.num_free
         if num_left <= 0:
@@ -450,3 +468,7 @@ class Generator:
             stream.pending = [(span.modality, latent)]
         if len(row.span_latents) == span.length:
             yield from self._close_span(row)
+
+
+def _prefix_length(span: LatentSpan) -> int:
+    return 0 if span.prefix is None else len(span.prefix)

@@ -65,6 +65,13 @@ class LatentSpan:
     """Its length; None lets the model's own end token decide."""
     max_latents: int = 4096
     """Bound on a free length."""
+    min_latents: int = 1
+    """A free span may not end before it has so many."""
+    prefix: Float[Tensor, "n C"] | None = field(default=None, compare=False)
+    """Latents that the span begins with, to be continued: a voice to go on in. Not counted by the lengths above, and
+    not part of the answer."""
+    guide_prefix: bool = True
+    """Whether guidance leads away from what lacks the prefix too: the unconditional stream begins without it."""
     grid: tuple[int, int] | None = None
     """Rows and columns, for models whose pictures say their size; gives the length too."""
 
@@ -136,8 +143,10 @@ class GenerationRequest:
             )
         if not self.spans and not self.max_new_tokens:
             raise ValueError("the request asks for nothing: give spans, or max_new_tokens above 0")
-        if any(span.limit < 1 for span in self.spans):
+        if any(min(span.limit, span.min_latents) < 1 for span in self.spans):
             raise ValueError("a latent span needs at least one latent")
+        if any(span.min_latents > span.limit for span in self.spans):
+            raise ValueError("min_latents of a span lies above its length, or above max_latents")
 
 
 def _check_cfg_scale(cfg_scale: float) -> None:
