@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_speech import HOP_LENGTH, sound, tiny_speech_tokenizer
 from torch import nn
 
 from latentlm.tokenizers.base import LatentTokenizer, Posterior
@@ -32,12 +33,21 @@ def _raw_images(num_examples: int) -> torch.Tensor:
     return torch.rand(num_examples, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+def _raw_sounds(num_examples: int) -> torch.Tensor:
+    return sound(num_examples, 4 * HOP_LENGTH)
+
+
+VAE = BottleneckConfig(kind="vae")
+
 # A new tokenizer adds a line: how to build it, and raw examples for it.
 TOKENIZERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], torch.Tensor]]] = {
     "image, sigma-VAE": (_image, _raw_images),
     "image, constant sigma": (lambda: _image(sigma_distribution="constant"), _raw_images),
     "image, VAE": (lambda: _image(kind="vae"), _raw_images),
     "image, autoencoder": (lambda: _image(kind="ae"), _raw_images),
+    "speech, time domain": (lambda: tiny_speech_tokenizer(measured=False), _raw_sounds),
+    "speech, spectral": (lambda: tiny_speech_tokenizer("spectral", measured=False), _raw_sounds),
+    "speech, VAE": (lambda: tiny_speech_tokenizer(measured=False, bottleneck=VAE), _raw_sounds),
 }
 
 Made = tuple[LatentTokenizer, torch.Tensor]

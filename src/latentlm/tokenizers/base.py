@@ -7,10 +7,7 @@ Caches hold the posterior; models see samples, normalised to unit variance by st
 Shapes: B batch, N latents per example, C latent_dim.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -62,20 +59,3 @@ class LatentTokenizer(Protocol):
     def fingerprint(self) -> str:
         """Identifies config and weights; models refuse a tokenizer that they were not trained with."""
         ...
-
-
-def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, as hex, over a config and named tensors: types, shapes and bytes, in the order of their names.
-
-    The same on every device; another precision is another fingerprint.
-
-    Args:
-        config: JSON-able.
-        tensors: A state dict.
-    """
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

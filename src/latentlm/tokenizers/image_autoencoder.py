@@ -12,14 +12,11 @@ W width.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentlm.config import to_mapping
-from latentlm.pretrained import Pretrained
-from latentlm.tokenizers.base import fingerprint_of
+from latentlm.tokenizers.fingerprint import Fingerprinted
 from latentlm.tokenizers.vit import ViT, ViTConfig, initialise_linear
 
 
@@ -70,7 +67,7 @@ class ImageDecoder(nn.Module):
         return self.pixels(self.head(hidden_states).tanh())
 
 
-class ImageAutoencoder(Pretrained, nn.Module):
+class ImageAutoencoder(Fingerprinted):
     """Encoder and geometry; a tokenizer adds its bottleneck, then its `decoder`.
 
     Args:
@@ -81,11 +78,9 @@ class ImageAutoencoder(Pretrained, nn.Module):
     decoder: ImageDecoder
 
     def __init__(self, config: ImageAutoencoderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         grid = self.grid(config.image_size, config.image_size)
         self.encoder = ViT(config.encoder, num_features=config.patch_features, grid=grid)
-        self._fingerprint: tuple[Any, str] | None = None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a picture of `height` x `width` pixels.
@@ -117,16 +112,6 @@ class ImageAutoencoder(Pretrained, nn.Module):
     def reconstruct(self, vectors: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B channels H W"]:
         """The decoder, for training: takes vectors as the bottleneck gives them, and does not clip the pixels."""
         return unpatchify(self.decoder(vectors, grid), grid, self.config.patch_size)
-
-    def fingerprint(self) -> str:
-        """SHA-256 over config, weights and buffers; recomputed only after one of the tensors changed."""
-        tensors = self.state_dict()
-        if any(tensor.is_inference() for tensor in tensors.values()):  # these do not tell whether they changed
-            return fingerprint_of(to_mapping(self.config), tensors)
-        state = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = state, fingerprint_of(to_mapping(self.config), tensors)
-        return self._fingerprint[1]
 
     def _filled_grid(self, num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
         """`grid`, by default that of the training size.

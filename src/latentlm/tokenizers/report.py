@@ -60,6 +60,8 @@ class TokenizerReport:
     """Latents per example."""
     num_examples: int
     channels: tuple[ChannelReport, ...]
+    frame_rate: float | None = None
+    """Latents per second of sound, Hz; None where an example has no duration."""
 
     @property
     def dead_channels(self) -> list[int]:
@@ -76,8 +78,25 @@ class TokenizerReport:
         """N · sum over channels of `bits`; infinite without noise."""
         return self.num_latents * sum(channel.bits for channel in self.channels)
 
+    @property
+    def floats_per_second(self) -> float | None:
+        """frame_rate · C; None without a frame rate."""
+        return None if self.frame_rate is None else self.frame_rate * len(self.channels)
+
+    @property
+    def bits_per_second(self) -> float | None:
+        """frame_rate · sum over channels of `bits`; infinite without noise, None without a frame rate."""
+        return None if self.frame_rate is None else self.frame_rate * sum(channel.bits for channel in self.channels)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values; what is infinite is None. Numbers over all channels are root mean squares."""
+        rates: dict[str, Any] = {}
+        if self.frame_rate is not None and self.bits_per_second is not None:
+            rates = {
+                "frame_rate": self.frame_rate,
+                "floats_per_second": self.floats_per_second,
+                "bits_per_second": _finite(self.bits_per_second),
+            }
         return {
             "bottleneck": self.bottleneck,
             "beta": self.beta,
@@ -85,6 +104,7 @@ class TokenizerReport:
             "num_latents": self.num_latents,
             "floats_per_example": self.floats_per_example,
             "bits_per_example": _finite(self.bits_per_example),
+            **rates,
             "dead_channels": self.dead_channels,
             "num_dead_channels": len(self.dead_channels),
             "mean_std": _root_mean_square([channel.mean_std for channel in self.channels]),
@@ -118,16 +138,29 @@ class TokenizerReport:
             f"{self.floats_per_example} floats, {self.bits_per_example:.0f} bits per example; "
             f"{len(self.dead_channels)} dead channels; over {self.num_examples} examples."
         )
+        if self.frame_rate is not None:
+            lines.append("")
+            lines.append(
+                f"Per second: {self.frame_rate:g} latents, {self.floats_per_second:g} floats, "
+                f"{self.bits_per_second:.0f} bits."
+            )
         return "\n".join(lines) + "\n"
 
 
-def report_tokenizer(posteriors: Iterable[Posterior], bottleneck: BottleneckConfig, *, beta: float) -> TokenizerReport:
+def report_tokenizer(
+    posteriors: Iterable[Posterior],
+    bottleneck: BottleneckConfig,
+    *,
+    beta: float,
+    frame_rate: float | None = None,
+) -> TokenizerReport:
     """Measure a tokenizer on posteriors of validation examples.
 
     Args:
         posteriors: Batches from `LatentTokenizer.posterior`, before normalisation.
         bottleneck: The tokenizer's.
         beta: Weight of the regularizer it was trained with.
+        frame_rate: Latents per second of sound, Hz; None for pictures.
 
     Raises:
         ValueError: If there are no posteriors.
@@ -153,6 +186,7 @@ def report_tokenizer(posteriors: Iterable[Posterior], bottleneck: BottleneckConf
         num_latents=num_latents,
         num_examples=num_examples,
         channels=tuple(ChannelReport(mean_std=mean_std, sigma=sigma) for mean_std, sigma in channels),
+        frame_rate=frame_rate,
     )
 
 

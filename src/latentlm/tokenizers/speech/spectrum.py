@@ -1,0 +1,182 @@
+"""A causal short-time Fourier transform at the encoder's start, and an inverse one at the decoder's end.
+
+    waveform ─frames, Hann window, FFT▶ complex spectrum ─|S|^power, phase kept▶ ─linear▶ hidden states
+    hidden states ─linear▶ compressed spectrum ─|S|^(1 / power)▶ ─inverse FFT▶ frames ─weighted mean▶ waveform
+
+    analysis frame t    samples [(t + 1) · hop - fft, (t + 1) · hop): ends with the newest samples
+    synthesis frame t   samples [t · hop, t · hop + fft): begins where frame t's own samples begin
+
+so that samples up to (t + 1) · hop depend on frames up to t and on none after, in both directions. This is the
+transform of Vocos (Siuzdak 2023) with its lookahead taken away. The price is at the start of every frame, where older
+frames that have not heard the newest samples speak too; hence the synthesis window rises within one hop, to give the
+newest frame its say at once, and falls over the rest.
+
+A sample is the mean of the frames that cover it, weighted by the window. The first samples of a clip have few frames
+or only one; a mean, unlike a sum over the window's steady total, does not fade them in.
+
+Shapes: B streams, S samples, T frames, F = fft_size / 2 + 1 frequencies, C channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentlm.nn.causal_conv import initialise_weight, num_complete
+
+# Added to |S|², where the root has no derivative: 120 dB below a spectrum of size 1.
+_TINY_POWER = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumConfig:
+    """Geometry of the transform; at 8 kHz, fft_size 256 and hop_length 50 make 160 frames of 32 ms a second."""
+
+    fft_size: int
+    """Samples of a frame, even."""
+    hop_length: int
+    """Samples from one frame to the next, at most fft_size."""
+    power: float = 0.4
+    """Of the magnitudes that the network sees and gives: below 1, quiet partials count beside loud ones."""
+
+    def __post_init__(self) -> None:
+        if self.fft_size < 2 or self.fft_size % 2:
+            raise ValueError(f"fft_size is {self.fft_size}; it must be even and at least 2")
+        if not 1 <= self.hop_length <= self.fft_size:
+            raise ValueError(f"hop_length is {self.hop_length}; it must lie between 1 and fft_size {self.fft_size}")
+        if not 0 < self.power <= 1:
+            raise ValueError(f"power is {self.power}; it must lie in (0, 1]")
+
+    @property
+    def num_features(self) -> int:
+        """Numbers per frame: real and imaginary parts of F frequencies."""
+        return self.fft_size + 2
+
+
+class SpectralAnalysis(nn.Module):
+    """A `CausalLayer`: samples to hidden states, hop_length samples each.
+
+    Args:
+        config: The transform.
+        channels: C.
+    """
+
+    window: Tensor
+
+    def __init__(self, config: SpectrumConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projection = nn.Linear(config.num_features, channels)
+        initialise_weight(self.projection.weight, fan_in=config.num_features)
+        nn.init.zeros_(self.projection.bias)
+        window = torch.hann_window(config.fft_size)
+        # Of unit mean square: with an orthonormal FFT a spectrum is then as large as the sound.
+        self.register_buffer("window", window * window.square().mean().rsqrt(), persistent=False)
+
+    def forward(self, waveforms: Float[Tensor, "B S 1"]) -> Float[Tensor, "B T C"]:
+        """S // hop_length hidden states of whole clips."""
+        return self.step(waveforms, self.init_state(len(waveforms)))[0]
+
+    def init_state(self, batch_size: int) -> Float[Tensor, "B past 1"]:
+        """Silence before the start."""
+        return self.window.new_zeros(batch_size, self.config.fft_size - self.config.hop_length, 1)
+
+    def step(
+        self, chunk: Float[Tensor, "B n 1"], state: Float[Tensor, "B past 1"]
+    ) -> tuple[Float[Tensor, "B frames C"], Float[Tensor, "B rest 1"]]:
+        """Hidden states of the frames that the chunk completes.
+
+        Args:
+            chunk: The next samples.
+            state: Samples that they still need: at least fft_size - hop_length, fewer than fft_size.
+        """
+        fft_size, hop_length = self.config.fft_size, self.config.hop_length
+        buffer = torch.cat([state, chunk.float()], dim=1)
+        num_frames = num_complete(buffer.shape[1], fft_size, hop_length)
+        rest = buffer[:, num_frames * hop_length :].clone()
+        if num_frames == 0:
+            return chunk.new_zeros(len(chunk), 0, self.projection.out_features), rest
+        frames = buffer.squeeze(-1).unfold(1, fft_size, hop_length)  # (B, T, fft_size)
+        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, norm="ortho"))  # (B, T, F, 2)
+        return self.projection(_raise_magnitude(spectrum, self.config.power).flatten(2)), rest
+
+
+class SpectralSynthesis(nn.Module):
+    """A `CausalLayer`: hidden states to hop_length samples each.
+
+    Its state is the weighted sum of the frames so far, and the sum of their weights, over the fft_size - hop_length
+    samples that later frames still add to.
+
+    Args:
+        config: The transform.
+        channels: C.
+    """
+
+    window: Tensor
+
+    def __init__(self, config: SpectrumConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projection = nn.Linear(channels, config.num_features)
+        initialise_weight(self.projection.weight, fan_in=channels)
+        nn.init.zeros_(self.projection.bias)
+        self.register_buffer("window", synthesis_window(config), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S 1"]:
+        """T · hop_length samples of whole clips."""
+        return self.step(x, self.init_state(len(x)))[0]
+
+    def init_state(self, batch_size: int) -> Float[Tensor, "B 2 overlap"]:
+        """No frame has spoken."""
+        return self.window.new_zeros(batch_size, 2, self.config.fft_size - self.config.hop_length)
+
+    def step(
+        self, chunk: Float[Tensor, "B n C"], state: Float[Tensor, "B 2 overlap"]
+    ) -> tuple[Float[Tensor, "B samples 1"], Float[Tensor, "B 2 overlap"]]:
+        """The n · hop_length samples that no later frame adds to. Float32 whatever the autocast type.
+
+        Args:
+            chunk: The next hidden states.
+            state: What the frames so far say of the samples after theirs.
+        """
+        num_frames, hop_length = chunk.shape[1], self.config.hop_length
+        if num_frames == 0:
+            return state.new_zeros(len(chunk), 0, 1), state
+        compressed = self.projection(chunk).float().unflatten(-1, (-1, 2))  # (B, n, F, 2)
+        spectrum = torch.view_as_complex(_raise_magnitude(compressed, 1 / self.config.power))
+        frames = torch.fft.irfft(spectrum, n=self.config.fft_size, norm="ortho") * self.window  # (B, n, fft_size)
+        weights = self.window.expand(1, num_frames, -1)
+        sums = torch.stack(
+            torch.broadcast_tensors(_overlap_add(frames, hop_length), _overlap_add(weights, hop_length)), dim=1
+        )  # (B, 2, n · hop_length + overlap)
+        sums[..., : state.shape[-1]] += state
+        complete, rest = sums[..., : num_frames * hop_length], sums[..., num_frames * hop_length :].clone()
+        return (complete[:, 0] / complete[:, 1]).unsqueeze(-1), rest
+
+
+def synthesis_window(config: SpectrumConfig) -> Float[Tensor, "fft_size"]:
+    """Weights of a frame's samples: a sine squared that rises over a hop, then one that falls over the rest.
+
+    All are above zero, so that every sample has a weighted mean.
+    """
+    num_rising, num_falling = config.hop_length, config.fft_size - config.hop_length
+    rising = torch.arange(1, num_rising + 1) / (num_rising + 1)
+    falling = torch.arange(num_falling, 0, -1) / (num_falling + 1)
+    return (torch.cat([rising, falling]) * (math.pi / 2)).sin().square()
+
+
+def _raise_magnitude(spectrum: Float[Tensor, "B T F 2"], power: float) -> Float[Tensor, "B T F 2"]:
+    """S |S|^(power - 1): magnitude to the power, phase kept."""
+    squared = spectrum.square().sum(dim=-1, keepdim=True)
+    return spectrum * (squared + _TINY_POWER) ** ((power - 1) / 2)
+
+
+def _overlap_add(frames: Float[Tensor, "B n fft_size"], hop_length: int) -> Float[Tensor, "B samples"]:
+    """Sum of frames laid hop_length samples apart; (n - 1) · hop_length + fft_size samples."""
+    num_frames, fft_size = frames.shape[1:]
+    num_samples = (num_frames - 1) * hop_length + fft_size
+    columns = frames.transpose(1, 2)  # (B, fft_size, n)
+    return F.fold(columns, (1, num_samples), (1, fft_size), stride=(1, hop_length))[:, 0, 0]
