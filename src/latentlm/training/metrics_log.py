@@ -102,6 +102,13 @@ class MetricsLog:
         if self._board is not None:
             self._board.add_image("samples", picture.cpu(), step)
 
+    def add_sample_files(self, step: int, files: Mapping[str, bytes]) -> None:
+        """Write samples/step_XXXXXX_NAME for each."""
+        folder = self.run_dir / SAMPLES_FOLDER
+        folder.mkdir(exist_ok=True)
+        for name, data in files.items():
+            write_file_atomically(folder / f"step_{step:06d}_{name}", data)
+
     def sync(self) -> None:
         """Put metrics.jsonl on disk for good; a checkpoint must not be newer than the log of its steps."""
         os.fsync(self._file.fileno())

@@ -77,6 +77,10 @@ class Objective(nn.Module, ABC):
         """A picture for the log, uint8 [3, H, W], drawn with whatever weights the modules hold; None for no picture."""
         return None
 
+    def sample_files(self, *, seed: int) -> Mapping[str, bytes]:
+        """Files beside `sample_grid`'s picture, by name: sounds, for example. Nothing by default."""
+        return {}
+
     def evaluations(self) -> Sequence[Callable[["Objective", int], Mapping[str, float | int]]]:
         """What the trainer measures every so often, with the averaged weights; see `Trainer`. Nothing by default."""
         return ()

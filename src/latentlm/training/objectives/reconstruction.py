@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from latentlm.data import ImageDataConfig, ImageDataset, loader_factory, make_loader, open_images
 from latentlm.nn.keyed_noise import combine_keys
+from latentlm.pretrained import Pretrained
 from latentlm.storage import publish_folder, write_file_atomically, write_json
 from latentlm.tokenizers.image_autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from latentlm.tokenizers.pretrained_encoders import load_encoder
@@ -285,14 +286,18 @@ class ReconstructionObjective(Objective, ABC):
     @torch.no_grad()
     def save_pretrained(self, folder: Path) -> None:
         """Write the tokenizer and its report (JSON and Markdown)."""
-        report = self.report()
+        publish_with_report(folder, self.tokenizer, self.report())
 
-        def write(staging: Path) -> None:
-            self.tokenizer.write_files(staging)
-            write_json(staging / "tokenizer_report.json", report.as_json())
-            write_file_atomically(staging / "tokenizer_report.md", report.as_markdown().encode())
 
-        publish_folder(folder, write, replace=True)
+def publish_with_report(folder: Path, tokenizer: Pretrained, report: Report) -> None:
+    """Write a tokenizer and its report (JSON and Markdown) into one folder; replaces one that exists."""
+
+    def write(staging: Path) -> None:
+        tokenizer.write_files(staging)
+        write_json(staging / "tokenizer_report.json", report.as_json())
+        write_file_atomically(staging / "tokenizer_report.md", report.as_markdown().encode())
+
+    publish_folder(folder, write, replace=True)
 
 
 RecipeT = TypeVar("RecipeT", bound=ReconstructionRecipe)
