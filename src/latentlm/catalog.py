@@ -23,12 +23,15 @@ from latentlm.models.image_model import ImageModel
 from latentlm.models.latentlm import LatentLM
 from latentlm.pretrained import Pretrained, read_model_config, resolve_folder
 from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.speech import SpeechCodec, SpeechTokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
 from latentlm.training.objective import Objective
 from latentlm.training.objectives.image_model import ImageModelRecipe, build_image_model
 from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe, build_image_tokenizer
 from latentlm.training.objectives.latentlm import LatentLMRecipe, build_latentlm
 from latentlm.training.objectives.multimodal import MultimodalRecipe, build_multimodal
+from latentlm.training.objectives.speech_codec import SpeechCodecRecipe, build_speech_codec
+from latentlm.training.objectives.speech_tokenizer import SpeechTokenizerRecipe, build_speech_tokenizer
 from latentlm.training.objectives.vq_image_tokenizer import VQImageTokenizerRecipe, build_vq_image_tokenizer
 
 MakeLoader = Callable[[int], Iterator[Mapping[str, Any]]]
@@ -65,6 +68,10 @@ KINDS: dict[str, Kind] = {
     "vq_image_tokenizer": Kind(
         VQImageTokenizerRecipe, build_vq_image_tokenizer, VQImageTokenizer.from_pretrained, VQImageTokenizer
     ),
+    "speech_tokenizer": Kind(
+        SpeechTokenizerRecipe, build_speech_tokenizer, SpeechTokenizer.from_pretrained, SpeechTokenizer
+    ),
+    "speech_codec": Kind(SpeechCodecRecipe, build_speech_codec, SpeechCodec.from_pretrained, SpeechCodec),
     "latentlm": Kind(LatentLMRecipe, build_latentlm, LatentLMPipeline.from_pretrained, LatentLM),
     "multimodal": Kind(MultimodalRecipe, build_multimodal, LatentLMPipeline.from_pretrained, LatentLM),
     "transfusion": Kind(TransfusionRecipe, build_transfusion, TransfusionPipeline.from_pretrained, Transfusion),

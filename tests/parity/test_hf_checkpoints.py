@@ -92,7 +92,12 @@ PROMPTS = ("LATENT", "A", "abcdefghijklmnop")
 
 @pytest.fixture(params=MODELS)
 def theirs(request: pytest.FixtureRequest) -> PreTrainedModel:
-    model = MODELS[request.param]().eval()
+    return random_model(request.param)
+
+
+def random_model(name: str) -> PreTrainedModel:
+    """The same weights every time."""
+    model = MODELS[name]().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -156,6 +161,29 @@ def test_greedy_text_equals_that_of_transformers(theirs: PreTrainedModel, tmp_pa
         )[0, start.shape[1] :].tolist()
         text = "".join(part.text for part in document.parts if isinstance(part, TextPart))
         assert text == tokenizer.decode(expected)
+
+
+@torch.no_grad()
+def test_every_end_id_of_a_chat_checkpoint_ends_a_text_as_in_transformers(tmp_path: Path) -> None:
+    theirs = random_model("qwen2")
+    tokenizer, prompt = LetterTokenizer(), "LATENT"
+    start = torch.tensor([[EOS, *tokenizer.encode(prompt)]])
+    options = {"attention_mask": torch.ones_like(start), "do_sample": False, "max_new_tokens": 12}
+    options["suppress_tokens"] = list(range(NUM_TEXT_IDS, NUM_ROWS))
+    freely = theirs.generate(start, **options)[0, start.shape[1] :].tolist()
+    turn = next(token for token in freely if token not in (EOS, freely[0]))
+    theirs.generation_config.eos_token_id = [EOS, turn]
+    theirs.save_pretrained(tmp_path)
+    _, facts = config_from_hf(tmp_path)
+    assert facts.eos_ids == (EOS, turn)
+    expected = theirs.generate(start, **options)[0, start.shape[1] :].tolist()
+    assert expected[-1] == turn
+    ours = load(tmp_path)
+    generator = Generator(ours, SequenceBuilder(ours.config.vocabulary, ["image"], tokenizer))
+    text = TextSamplingConfig(temperature=0.0, eos_ids=facts.eos_ids)
+    request = GenerationRequest(prompt=Document((TextPart(prompt),)), max_new_tokens=12, text=text)
+    (part,) = generator.generate([request])[0].parts
+    assert part == TextPart(tokenizer.decode(expected[:-1]))
 
 
 def test_every_kind_of_frequency_occurs_under_the_rope_scaling_of_these_tests() -> None:

@@ -301,11 +301,11 @@ def test_generate_answers_prompts_of_text_and_pictures(document_model: str, tmp_
     assert read_json(tmp_path / "again" / "answers.json") == read_json(tmp_path / "new" / "answers.json")
 
 
-def test_evaluate_says_how_a_model_of_documents_is_measured(
+def test_evaluate_asks_for_the_recipe_of_a_model_of_documents(
     document_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", document_model, "--out", str(tmp_path / "new")]) == 2
-    assert "experiments/documents_table3.yaml" in capsys.readouterr().err
+    assert "its documents are not known: give --recipe FILE" in capsys.readouterr().err
 
 
 def test_generate_says_what_a_prompt_lacks(
@@ -350,7 +350,7 @@ def test_plan_counts_a_model_of_documents_by_rows(capsys: pytest.CaptureFixture[
     expected = 6 * 256 * weights + 6 * 12 * 256**2 * 192
     assert found["text alone"] == pytest.approx(expected, rel=0.01)
     assert found["FLOPs per step, of text alone"] == pytest.approx(16 * found["text alone"], rel=1e-3)
-    assert found["what each latent adds"] > 0
+    assert found["what each latent of image adds"] > 0
 
 
 @pytest.mark.parametrize("kind", ["dit", "mar", "givt", "vq_ar", "maskgit"])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from latentlm.generation.prompts import Prompt
 
 PICTURE_MARK = "@"
-"""A part of a prompt that starts with it names a picture file."""
+"""A part of a prompt that starts with it names a file: a sound by its suffix (.wav, .flac, …), else a picture."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         nargs="+",
         metavar="PART",
-        help=f'text, or a picture as {PICTURE_MARK}file.png, in order: --prompt "What is this?" @shoe.png " It is"; '
-        "may be repeated, and all are answered as one batch",
+        help=f'text, or a picture or sound as {PICTURE_MARK}file.png, in order: --prompt "What is this?" @shoe.png '
+        '" It is"; may be repeated, and all are answered as one batch',
     )
     group.add_argument("--images", type=int, default=0, metavar="N", help="pictures that follow at once (default: 0)")
     group.add_argument("--max-new-tokens", type=int, default=256, help="tokens of free decoding (default: 256)")
@@ -107,8 +107,11 @@ def _follow(
 
 
 def _written(folder: Path, number: int, parts: "Sequence[RawPart]") -> tuple[str, list[dict[str, Any]]]:
-    """An answer as Markdown and as plain values; its pictures are saved."""
+    """An answer as Markdown and as plain values; its pictures and sounds are saved."""
     from PIL import Image
+
+    from latentlm.data.audio import write_wav
+    from latentlm.generation.prompts import Sound
 
     shown, listed = [], []
     for part in parts:
@@ -120,6 +123,11 @@ def _written(folder: Path, number: int, parts: "Sequence[RawPart]") -> tuple[str
             part.save(folder / name)
             shown.append(f"![picture]({name})")
             listed.append({"picture": name})
+        elif isinstance(part, Sound):
+            name = f"{number:03d}_{len(listed)}.wav"
+            write_wav(folder / name, part.waveform, part.sample_rate)
+            shown.append(f"[sound]({name})")
+            listed.append({"sound": name})
         else:
             shown.append(f"(a picture of {part.num_tokens} tokens, which cannot be decoded)")
             listed.append({"broken_picture": part.num_tokens})

@@ -1,18 +1,23 @@
-"""Score a trained tokenizer or generator against real pictures: distances, accuracy, copying, sharpness.
+"""Score a trained tokenizer, generator or model of documents: distances, accuracy, likelihoods and more.
 
     latentlm evaluate RUN/model --test-data fashion_mnist_test.npz --out scores
     latentlm evaluate RUN/model --test-data ... --part validation --cfg-scale 1 1.5 2 3 --out choice
     latentlm evaluate RUN/model --test-data ... --cfg-scale 1.5 --raw --out result
+    latentlm evaluate RUN/model --measures text image_to_text questions --out documents
 
 The data set is the one of RUN/recipe.yaml, unless told otherwise. Settings are chosen on the part `validation`, where
 the judge of the final scores has no say, and then the part `test` is scored once. Classifiers that judge are trained at
 the first call on a data set (minutes) and kept. Writes scores.json, scores.md and, for generators, samples.png.
+
+Models of text and pictures are measured by the protocol document_model, as in experiments/documents_table3.yaml: of
+several values of --cfg-scale the one is taken whose validation pictures are nearest to real ones.
 """
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentlm.cli import evaluate_documents
 from latentlm.cli.generate import add_precision
 
 if TYPE_CHECKING:
@@ -52,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--inception-weights", type=Path, metavar="FILE", help="adds FID and Inception score")
     drawing.add_argument("--batch-size", type=int, default=250, help="pictures drawn at a time (default: 250)")
     add_precision(drawing)
+    evaluate_documents.add_arguments(parser)
     parser.add_argument(
         "--judges", type=Path, default=_DEFAULT_JUDGES, metavar="DIR", help=f"their cache (default: {_DEFAULT_JUDGES})"
     )
@@ -66,18 +72,20 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from latentlm.catalog import load
     from latentlm.cli.device import resolve_device
     from latentlm.evaluation.judges import load_judges
+    from latentlm.generation.document_pipeline import DocumentPipeline
     from latentlm.generation.image_pipeline import ImagePipeline
     from latentlm.storage import write_file_atomically, write_json
+    from latentlm.tokenizers.image import ImageTokenizer
+    from latentlm.tokenizers.vq_image import VQImageTokenizer
 
     device = resolve_device(arguments.device)
     model = load(
         arguments.model, revision=arguments.revision, local_files_only=arguments.local_files_only, device=device
     )
-    if getattr(model, "num_classes", None) == 0 or not (isinstance(model, ImagePipeline) or hasattr(model, "encode")):
-        raise ValueError(
-            f"{arguments.model} holds a model of documents, which is measured by an experiment with the protocol "
-            "document_model: see experiments/documents_table3.yaml"
-        )
+    if isinstance(model, DocumentPipeline) and model.text_tokenizer is not None:
+        return evaluate_documents.score(model, arguments)
+    if not isinstance(model, ImagePipeline | ImageTokenizer | VQImageTokenizer):
+        raise ValueError(f"{arguments.model} holds a '{model.kind}', for which there are no measures here")
     tokenizer = model.image_tokenizer if isinstance(model, ImagePipeline) else model
     data = _data_config(arguments, tokenizer)
     judges = load_judges(data, cache_dir=arguments.judges.expanduser(), progress=True)

@@ -199,8 +199,6 @@ def sampling_changes(
     Raises:
         ValueError: If the model takes no steps, or an assignment cannot be read.
     """
-    import yaml
-
     changes: dict[str, Any] = {}
     if cfg_scale is not None:
         changes["cfg_scale"] = cfg_scale
@@ -208,12 +206,28 @@ def sampling_changes(
         if pipeline.steps_field is None:
             raise ValueError(f"a '{pipeline.kind}' draws its tokens one by one: there are no steps to choose")
         changes[pipeline.steps_field] = steps
+    return changes | read_assignments(assignments, flag="--set")
+
+
+def read_assignments(assignments: Sequence[str], *, flag: str) -> dict[str, Any]:
+    """Options given as text, NAME=VALUE, the value as in YAML.
+
+    Args:
+        assignments: Such as ["temperature=0.9"].
+        flag: Their flag, for the error message.
+
+    Raises:
+        ValueError: If one cannot be read.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
     for assignment in assignments:
         name, sign, value = assignment.partition("=")
         if not sign:
-            raise ValueError(f"--set {assignment}: write NAME=VALUE, such as temperature=0.9")
+            raise ValueError(f"{flag} {assignment}: write NAME=VALUE, such as temperature=0.9")
         try:
-            changes[name.strip()] = yaml.safe_load(value)
+            values[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {assignment}: {value!r} is not a value as YAML writes it") from error
-    return changes
+            raise ValueError(f"{flag} {assignment}: {value!r} is not a value as YAML writes it") from error
+    return values

@@ -128,7 +128,8 @@ def _plan_multimodal(recipe: "MultimodalRecipe", num_latents: int | None) -> Non
     flops, trainer = row_flops(model, num_tokens=recipe.max_length), recipe.trainer
     print(f"\nFLOPs of training, forward and backward, of a row of {recipe.max_length:,} tokens")
     _print_flops("text alone", flops.text)
-    _print_flops("what each latent adds", flops.latent)
+    for name, added in flops.latents.items():
+        _print_flops(f"what each latent of {name} adds", added)
     rows = trainer.batch_size * trainer.num_accumulation_steps
     tokens = rows * recipe.max_length
     print(f"\ntraining of {trainer.num_steps:,} steps with {rows:,} rows, {tokens:,} tokens each")

@@ -5,7 +5,10 @@ from functools import partial
 from typing import Any
 
 from latentlm.catalog import build
+from latentlm.experiments.captioned_protocol import captioned_pictures
+from latentlm.experiments.document_noise import document_noise
 from latentlm.experiments.document_protocols import document_model
+from latentlm.experiments.edited_protocol import edited_pictures
 from latentlm.experiments.image_protocols import held_out_loss, image_generator, image_tokenizer
 from latentlm.experiments.long_generation import long_generation
 from latentlm.experiments.protocol import Protocol
@@ -16,6 +19,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "held_out_loss": held_out_loss,
     "long_generation": long_generation,
     "document_model": partial(document_model, build=build),
+    "document_noise": partial(document_noise, build=build),
+    "captioned_pictures": partial(captioned_pictures, build=build),
+    "edited_pictures": partial(edited_pictures, build=build),
 }
 
 

@@ -21,6 +21,7 @@ from latentlm.data.records import RECORD_NAMES, DataError, Source
 from latentlm.data.sources import OPENERS, detect_format
 from latentlm.data.sources.concatenated import ConcatenatedSource
 from latentlm.data.sources.digits import DigitsSource
+from latentlm.data.sources.renumbered import RenumberedSource, names_are_numbers
 from latentlm.data.splits import Split, make_split, read_split
 
 Part = Literal["train", "validation", "test"]
@@ -179,11 +180,12 @@ def open_images(config: ImageDataConfig, *, part: Part) -> ImageDataset:
 
     `train` and `validation` share the split `config.split`: a picture belongs to `validation` if `config.split_file`
     says so or, without one, if a hash of (split_seed, its index) is among the smallest `validation_ratio` of all.
-    `test` is the source's own test split, or `config.test_path`.
+    `test` is the source's own test split, or `config.test_path`. Its classes have the training split's numbers: names
+    that few test pictures bear would otherwise be counted anew.
 
     Raises:
-        DataError: If the data are missing, in no known format, empty, have no such part, or are not those of the split
-            file.
+        DataError: If the data are missing, in no known format, empty, have no such part, are not those of the split
+            file, or have test classes that are not in training.
         ImportError: If the format needs the extra `data`; the message says so.
     """
     if part == "test":
@@ -191,6 +193,8 @@ def open_images(config: ImageDataConfig, *, part: Part) -> ImageDataset:
             source = open_source(config, split="test")
         else:  # data sets of their own
             source = _open_paths([config.test_path, *config.additional_test_paths], config, split="train")
+        if not names_are_numbers(source.label_names):
+            source = RenumberedSource(source, open_source(config, split=config.split).label_names)
         indices = np.arange(len(source))
     else:
         source = open_source(config, split=config.split)

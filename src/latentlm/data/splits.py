@@ -8,6 +8,8 @@ Membership is a hash of the record's index, the same on every machine. For data 
 indices are committed too, in `recipes/splits/*.json`: they bind whatever becomes of the rule. Such a file is made by
 
     write_split(Path("recipes/splits/my_data.json"), make_split(60_000, data="where the data come from"))
+
+Where pictures belong together (an emoji in three styles), `groups` keeps them in one part.
 """
 
 import hashlib
@@ -61,7 +63,14 @@ class Split:
         }
 
 
-def make_split(num_records: int, *, data: str = "", validation_ratio: float = 0.05, seed: int = 0) -> Split:
+def make_split(
+    num_records: int,
+    *,
+    data: str = "",
+    validation_ratio: float = 0.05,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Split:
     """Divide by the seeded rule.
 
     Args:
@@ -69,7 +78,13 @@ def make_split(num_records: int, *, data: str = "", validation_ratio: float = 0.
         data: Origin of the data, for people.
         validation_ratio: Share of `validation`, in [0, 1); above 0, neither part is empty.
         seed: Another one, another division.
+        groups: Int64 [num_records]. Records of one number are all in one part, and the ratio is one of groups.
     """
+    if groups is not None:
+        numbers, of_record = np.unique(groups, return_inverse=True)
+        divided = make_split(len(numbers), validation_ratio=validation_ratio, seed=seed)
+        validation = np.flatnonzero(np.isin(of_record, divided.validation))
+        return _with_judge_half(data, num_records, seed, validation)
     num_validation = round(num_records * validation_ratio)
     if validation_ratio > 0 and num_records > 1:
         num_validation = min(max(num_validation, 1), num_records - 1)

@@ -115,6 +115,21 @@ class DiffusionProcess:
         # The clamp catches a sigmoid that rounds to one.
         return scaled if self._is_flow else scaled.long().clamp(max=self.config.num_train_timesteps - 1)
 
+    def timestep_at(self, level: float) -> float:
+        """The timestep at a share of the way from data to noise, as the network sees it; whole numbers for ddpm.
+
+        Args:
+            level: 0 is the quietest timestep, 1 the noisiest.
+
+        Raises:
+            ValueError: If it lies outside [0, 1].
+        """
+        if not 0 <= level <= 1:
+            raise ValueError(f"the noise level is {level}; it is a share of the schedule, between 0 and 1")
+        if self._is_flow:
+            return (1 - level) * self.config.num_train_timesteps
+        return float(round(level * (self.config.num_train_timesteps - 1)))
+
     def add_noise(
         self,
         latents: Float[Tensor, "*batch C"],

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from latentlm.config import with_changes
 from latentlm.data.images import to_unit_range
 from latentlm.generation.document_pipeline import AnswerEvent, DocumentPipeline
-from latentlm.generation.prompts import BrokenPicture, PromptPart
+from latentlm.generation.prompts import BrokenPicture, PromptPart, RawPart
 from latentlm.nn.precision import Precision
 
 IMAGE = "image"
@@ -78,9 +78,9 @@ def _pixels(answer: AnswerEvent) -> Float[Tensor, "C H W"]:
     return to_unit_range(torch.from_numpy(array.copy().reshape(*array.shape[:2], -1)))
 
 
-def is_picture(part: str | Image.Image | BrokenPicture) -> bool:
+def is_picture(part: RawPart) -> bool:
     """Whether a part of an answer is a picture, also one that was closed too early or too late."""
-    return not isinstance(part, str)
+    return isinstance(part, Image.Image | BrokenPicture)
 
 
 @contextmanager

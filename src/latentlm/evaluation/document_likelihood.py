@@ -11,6 +11,7 @@ Shapes: N documents.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +35,7 @@ def document_nlls(
     pieces: Sequence[RawPiece],
     *,
     seed: int = 0,
+    noise_level: float = 0.0,
     rows_per_batch: int = 16,
     progress: str | None = None,
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
@@ -43,6 +45,7 @@ def document_nlls(
         objective: Of the model; its mode, groups and dropout are as they were when this returns.
         pieces: No longer than the objective's `max_length`. Their `group` plays no part.
         seed: Of the latents that are sampled for pictures; with the key of a piece it decides them.
+        noise_level: Share of the schedule up to which those latents are noised; 0 reads them clean.
         rows_per_batch: Packed rows of one forward pass.
         progress: Name of a progress bar; None for none.
 
@@ -62,7 +65,11 @@ def document_nlls(
                 objective.group_names = tuple(map(str, range(len(chosen))))
                 raw_rows = [[replace(pieces[number], group=place[number]) for number in row] for row in rows]
                 batch = objective.prepare({"rows": raw_rows}, step=0, seed=seed)
-                of_batch, losses = objective.loss_counts(batch), objective.model_losses(batch, None)
+                of_batch = objective.loss_counts(batch)
+                if noise_level:
+                    losses = objective.noised_text_losses(batch, noise_level)
+                else:
+                    losses = objective.model_losses(batch, None)
                 for number, group in place.items():
                     counts[number] = int(of_batch[f"{_TEXT}{group}"])
                     nll[number] = float(losses[f"{_TEXT}{group}"]) * counts[number]
@@ -117,6 +124,7 @@ def text_after_picture(
     reader: PictureReader,
     *,
     seed: int = 0,
+    noise_level: float = 0.0,
     progress: str | None = None,
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
     """Nats of what follows the last picture of each document, end of text included, given all before.
@@ -130,45 +138,46 @@ def text_after_picture(
         text_tokenizer: The model's.
         reader: Opens pictures.
         seed: Of the sampled latents.
-        progress: As in `document_nlls`.
+        noise_level: As in `document_nlls`.
+        progress: Likewise.
 
     Returns:
         As `document_nlls`.
     """
     whole = [whole_piece(document, text_tokenizer, reader) for document in documents]
     before = [whole_piece(document, text_tokenizer, reader, up_to_picture=True) for document in documents]
-    nll, counts = document_nlls(objective, whole, seed=seed, progress=progress)
-    nll_before, counts_before = document_nlls(objective, before, seed=seed, progress=progress)
+    options: dict[str, Any] = {"seed": seed, "noise_level": noise_level, "progress": progress}
+    nll, counts = document_nlls(objective, whole, **options)
+    nll_before, counts_before = document_nlls(objective, before, **options)
     return nll - nll_before, counts - counts_before
 
 
-def likeliest(
+def choice_nlls(
     objective: DocumentObjective,
     choices: Sequence[Sequence[RawDocument]],
     text_tokenizer: StoredTextTokenizer,
     reader: PictureReader,
     *,
+    noise_level: float = 0.0,
     progress: str | None = None,
-) -> list[int | None]:
-    """Choose among documents that differ in what they say of one picture: classification by a generative model.
+) -> list[Float[Tensor, " _choices"]]:
+    """Nats of documents that differ in what they say of the same pictures: classification by a generative model.
 
     Args:
         objective: Of the model.
-        choices: The same picture under one key, each time with another text.
+        choices: The same pictures under one key, each time with another text.
         text_tokenizer: The model's.
         reader: Opens pictures.
-        progress: As in `document_nlls`.
+        noise_level: As in `document_nlls`.
+        progress: Likewise.
 
     Returns:
-        Place of the likeliest document of each list; None where two are as likely.
+        Nats of each document of each list. What stands before the first difference costs the same in all of a list, so
+        that it decides nothing: neither the choice of a phrasing nor that between a caption and a question.
     """
     pieces = [whole_piece(document, text_tokenizer, reader) for of_one in choices for document in of_one]
-    nll, _ = document_nlls(objective, pieces, progress=progress)
-    chosen: list[int | None] = []
-    for of_one in nll.split([len(of_one) for of_one in choices]):
-        best = (of_one == of_one.min()).nonzero()[:, 0].tolist()
-        chosen.append(best[0] if len(best) == 1 else None)
-    return chosen
+    nll, _ = document_nlls(objective, pieces, noise_level=noise_level, progress=progress)
+    return list(nll.split([len(of_one) for of_one in choices]))
 
 
 def score_text(

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentlm.data.datasets import Part
-from latentlm.data.documents import RawDocument, RawImage
+from latentlm.data.documents import RawDocument, RawImage, RawPart
 from latentlm.data.documents.composed import TASKS, ComposedDataConfig, open_composed, split_prompt
 from latentlm.data.documents.composed.pools import with_article
 from latentlm.data.documents.composed.tasks import CAPTIONS, NUM_SHOTS
@@ -104,8 +104,11 @@ def open_pictures(document: RawDocument, read: ReadPicture) -> Asked:
         read: A picture to pixels as the model's tokenizer takes them.
     """
 
-    def opened(part: str | RawImage) -> str | Tensor:
-        return part if isinstance(part, str) else to_unit_range(read(part).movedim(0, -1))
+    def opened(part: RawPart) -> str | Tensor:
+        if isinstance(part, str):
+            return part
+        assert isinstance(part, RawImage), "composed documents hold text and pictures"
+        return to_unit_range(read(part).movedim(0, -1))
 
     prompt, answer = split_prompt(document)
     return Asked(tuple(map(opened, prompt)), tuple(map(opened, answer)), document.fields)
@@ -149,6 +152,21 @@ def blind_captions(documents: Sequence[RawDocument]) -> list[RawDocument]:
     return blind
 
 
+def blind_documents(documents: Sequence[RawDocument]) -> list[RawDocument]:
+    """The same texts around the pictures of another document of the same kind; what is alone of its kind is left out.
+
+    See `blinded`, which does so with opened documents.
+    """
+    pictures = [[part for part in document.parts if isinstance(part, RawImage)] for document in documents]
+    blind = []
+    for document, other in zip(documents, others_of_kind([tuple(d.fields["pools"]) for d in documents]), strict=True):
+        if other is not None:
+            strange = iter(pictures[other])
+            parts = tuple(part if isinstance(part, str) else next(strange) for part in document.parts)
+            blind.append(replace(document, parts=parts))
+    return blind
+
+
 def captions_of(noun: str, name: str) -> list[str]:
     """Every phrasing of the caption of a picture of a class; `tasks.CAPTIONS` in its order."""
     words = {"noun": noun, "a_noun": with_article(noun), "name": name, "a_name": with_article(name)}
@@ -171,6 +189,15 @@ def caption_choices(document: RawDocument, names: Sequence[str]) -> list[RawDocu
     (noun,), (own,) = document.fields["pools"], document.fields["label_names"]
     phrasing = captions_of(noun, own).index(str(caption))
     return [replace(document, parts=(picture, captions_of(noun, name)[phrasing])) for name in names]
+
+
+def name_choices(document: RawDocument) -> list[RawDocument]:
+    """A document of the task `few_shot` with each of its two names as the answer, in the order of its `choices`."""
+    *before, answer = document.parts
+    assert isinstance(answer, str), "the task ends in a name"
+    names = document.fields["choices"]
+    said = [answer.replace(document.fields["answer"], name) for name in names]
+    return [replace(document, parts=(*before, text)) for text in said]
 
 
 # -- captions ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -98,6 +99,77 @@ class LikelihoodScores:
         """Plain values by name, an infinite perplexity as None."""
         perplexity = self.perplexity
         return {**asdict(self), "perplexity": perplexity if math.isfinite(perplexity) else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceScores:
+    """How sure a model is of the right one among some texts about the same pictures."""
+
+    likeliest: Share
+    """The right one is likelier than every other."""
+    nats: float
+    """Mean of -log p(right one | one of the choices): 0 if it is always sure and right. Unlike the share it also tells
+    models apart that are all mostly right, or all hardly better than chance."""
+    nats_standard_error: float
+    chance: float
+    """Share of a guess."""
+    chance_nats: float
+    """Nats of a guess."""
+
+    columns: ClassVar[Columns] = {
+        "num": ("N", "d"),
+        "share": ("likeliest ↑", ".1%"),
+        "standard_error": ("standard error", ".1%"),
+        "chance": ("chance", ".1%"),
+        "nats": ("nats ↓", ".4f"),
+        "nats_standard_error": ("standard error", ".4f"),
+        "chance_nats": ("chance", ".4f"),
+    }
+
+    @staticmethod
+    def of(nlls: Sequence[Float[Tensor, " _choices"]], right: Sequence[int]) -> "ChoiceScores":
+        """From the nats of the choices.
+
+        Args:
+            nlls: Of each list of choices, up to what all of it share.
+            right: Place of the right one in each.
+
+        Raises:
+            ValueError: If there are fewer than two lists.
+        """
+        if len(nlls) < 2:
+            raise ValueError(f"{len(nlls)} choices: a mean with an error needs two")
+        pairs = list(zip(nlls, right, strict=True))
+        own = torch.stack([-(-of_one.double()).log_softmax(dim=0)[place] for of_one, place in pairs])
+        others = [torch.cat([of_one[:place], of_one[place + 1 :]]) for of_one, place in pairs]
+        chosen = [bool((of_one[place] < rest).all()) for (of_one, place), rest in zip(pairs, others, strict=True)]
+        return ChoiceScores(
+            # As likely as another one is not likelier: a model that sees nothing gets no point for the order.
+            likeliest=Share.of(chosen),
+            nats=own.mean().item(),
+            nats_standard_error=own.std().item() / math.sqrt(len(own)),
+            chance=sum(1 / len(of_one) for of_one in nlls) / len(nlls),
+            chance_nats=sum(math.log(len(of_one)) for of_one in nlls) / len(nlls),
+        )
+
+    @property
+    def num(self) -> int:
+        """For tables."""
+        return self.likeliest.num
+
+    @property
+    def share(self) -> float:
+        """For tables."""
+        return self.likeliest.share
+
+    @property
+    def standard_error(self) -> float:
+        """Of the share, for tables."""
+        return self.likeliest.standard_error
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return {name: getattr(self, name) for name in self.columns}
 
 
 @dataclass(frozen=True, kw_only=True)

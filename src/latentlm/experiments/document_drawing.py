@@ -92,7 +92,7 @@ class Drawing:
         panels = PoolPanels(self.run.judges, self.run.ranges)
         judged = {"scores": samples, "floor": real, "ceiling": self._through_tokenizer(real)}
         scores = {
-            row: {noun: _with_errors(of_pool.as_json()) for noun, of_pool in panels.score(pictures).items()}
+            row: {noun: with_errors(of_pool.as_json()) for noun, of_pool in panels.score(pictures).items()}
             for row, pictures in judged.items()
         }
         over_ceiling = {
@@ -155,10 +155,10 @@ class Drawing:
                 for name in names
             ],
         )
-        return {"fingerprint": fingerprint} | {row: _with_errors(of_row) for row, of_row in scores.as_json().items()}
+        return {"fingerprint": fingerprint} | {row: with_errors(of_row) for row, of_row in scores.as_json().items()}
 
 
-def _with_errors(scores: Mapping[str, Any]) -> dict[str, Any]:
+def with_errors(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of pictures with the errors of the shares among them."""
     num = scores["num_images"] if "num_images" in scores else scores["num_pictures"]
     shares = [name for name in ("accuracy", "at_1", "at_5") if name in scores]

@@ -6,6 +6,7 @@ from typing import Any
 from latentlm.evaluation.dual_encoder import DualEncoderConfig
 from latentlm.evaluation.image_protocol import Weights
 from latentlm.nn.precision import Precision
+from latentlm.training.objectives.documents import DocumentSourceConfig
 
 MEASURES = ("text", "image_to_text", "text_to_image", "captions", "questions", "few_shot", "switching")
 
@@ -17,6 +18,10 @@ class DocumentModelOptions:
     measures: list[str] = field(default_factory=lambda: list(MEASURES))
     """Rows of `MEASURES`."""
     weights: Weights = "ema"
+    step: int | None = None
+    """A step that the recipe's `trainer.keep_steps` names: the averaged model of that step instead of the last one."""
+    sources: dict[str, DocumentSourceConfig] = field(default_factory=dict)
+    """What to measure on instead of the recipe's sources, spelled as there: what was learned before fine-tuning."""
     judge_data: dict[str, Any] | None = None
     """An `ImageDataConfig` of the pictures of all pools in their order (path, additional_paths, ...), which judges are
     trained on; its size is the model's. None: that of the only pool."""
@@ -54,5 +59,7 @@ class DocumentModelOptions:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.measures) - set(MEASURES)):
             raise ValueError(f"measures names {', '.join(unknown)}, but there are {', '.join(MEASURES)}")
+        if self.step is not None and self.weights != "ema":
+            raise ValueError(f"step {self.step} goes with weights: ema, the only ones that are kept on the way")
         if not self.trials:
             raise ValueError("trials is empty: one setting at least, {} for the recipe's own")

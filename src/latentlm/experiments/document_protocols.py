@@ -14,23 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from latentlm.config import from_mapping
-from latentlm.data.datasets import Part
-from latentlm.data.documents import DocumentDataConfig, RawDocument, open_documents
 from latentlm.evaluation.cost import parameters_by_part
 from latentlm.evaluation.document_answers import sampling_changed
-from latentlm.evaluation.document_likelihood import likeliest, score_text, text_after_picture
 from latentlm.evaluation.document_protocol import (
     QUESTIONS,
     Asked,
     blind_captions,
-    caption_choices,
     few_shot_documents,
     score_captions,
     score_questions,
     score_switching,
 )
-from latentlm.evaluation.document_scores import LikelihoodScores, Share
 from latentlm.experiments.document_drawing import Drawing
+from latentlm.experiments.document_likelihoods import captions_given, class_of_picture, name_of_picture, plain_text
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.document_run import Build, DocumentRun
 from latentlm.experiments.protocol import MeasureContext, remembered
@@ -46,15 +42,17 @@ def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
     Returns:
         By measure, those that were asked for:
         `text`: by part (`validation`, `test`) and source, `TextCounts`;
-        `image_to_text`: `model` and `blind`, `LikelihoodScores`; `classified`, `Share` of the pictures whose own
-        caption is the likeliest among those of all classes, and `chance`;
+        `image_to_text`: `model` and `blind`, `LikelihoodScores`; `classified`, `ChoiceScores` of the own caption among
+        those of all classes;
         `text_to_image`: `judges`; `trials`, `chosen`, `sampling`; `scores`, `floor`, `ceiling` and `over_ceiling`, each
         by `all` and pool, `ImageScores`; `consistency`, `CaptionConsistency`; `pictures_per_second`;
         `captions`: `model` and `blind`, `CaptioningScores`;
         `questions`: by task, `AnswerScores`;
-        `few_shot`: by number of examples, `AnswerScores` without a majority, and `chance`;
+        `few_shot`: by number of examples, `AnswerScores` without a majority, `chance`, and `likelier`: `model` and
+        `blind`, `ChoiceScores` of the right one among the two names;
         `switching`: `to_picture`, `to_text` and `both`, `SwitchingScores`, and `chosen`, how pictures were drawn;
-        and always `parameters`, and `seconds` by measure, with the training of judges where it came to that.
+        and always `trained`: `steps`, and `tokens` (positions of the rows so far, padding included); `parameters`; and
+        `seconds` by measure, with the training of judges where it came to that.
     """
     options = from_mapping(DocumentModelOptions, context.options, where=f"options of {context.cell}")
     measures = _Measures(context, options, build)
@@ -64,7 +62,7 @@ def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
         timed = remembered(context.scratch_dir, f"measure_{name}", lambda name=name: _timed(getattr(measures, name)))
         result[name], seconds[name] = timed["result"], timed["seconds"]
     parameters = sum(parameters_by_part(measures.run.pipeline.model).values())
-    return {**result, "parameters": parameters, "seconds": seconds}
+    return {**result, "trained": measures.run.trained, "parameters": parameters, "seconds": seconds}
 
 
 def _timed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -84,44 +82,15 @@ class _Measures:
 
     def text(self) -> dict[str, Any]:
         """Of the sources whose documents hold no picture."""
-        sources = self.run.context.recipe.sources
-        files = {name: source.data for name, source in sources.items() if source.data is not None}
-        result: dict[str, Any] = {"validation": {}, "test": {}}
-        parts: tuple[Part, ...] = ("validation", "test")
-        for name, data in files.items():
-            if _is_text(data):
-                for part in parts:
-                    opened = open_documents(data, part=part)
-                    documents = [opened[index] for index in range(len(opened))]
-                    scores = score_text(
-                        self.run.objective, documents, self.run.text_tokenizer, progress=self._bar(name)
-                    )
-                    result[part][name] = scores.as_json()
-        if not result["test"]:
-            raise ValueError("no source of the recipe is plain text; leave text out of the option measures")
-        return result
+        return plain_text(self.run)
 
     def image_to_text(self) -> dict[str, Any]:
         """Captions and their ends of text, given the picture; blind: given that of another document."""
         documents = self.run.documents("image_to_caption", self.options.num_captions)
-        result = {}
-        for name, given in {"model": documents, "blind": blind_captions(documents)}.items():
-            nll, counts = text_after_picture(
-                self.run.objective, given, self.run.text_tokenizer, self.run.reader, progress=self._bar(name)
-            )
-            result[name] = LikelihoodScores.of(nll, counts).as_json()
-        return result | {"classified": self._classified(documents[: self.options.num_classified])}
-
-    def _classified(self, documents: Sequence[RawDocument]) -> dict[str, Any]:
-        names = [self.run.names[document.fields["pools"][0]] for document in documents]
-        choices = [caption_choices(document, of_pool) for document, of_pool in zip(documents, names, strict=True)]
-        run = self.run
-        chosen = likeliest(run.objective, choices, run.text_tokenizer, run.reader, progress=self._bar("classified"))
-        right = [place == d.fields["labels"][0] for place, d in zip(chosen, documents, strict=True)]
-        return {**Share.of(right).as_json(), "chance": sum(1 / len(of_pool) for of_pool in names) / len(names)}
-
-    def _bar(self, name: str) -> str | None:
-        return name if self.run.context.progress else None
+        rows = {"model": documents, "blind": blind_captions(documents)}
+        likelihoods = {name: captions_given(self.run, given, name=name).as_json() for name, given in rows.items()}
+        classified = class_of_picture(self.run, documents[: self.options.num_classified])
+        return {**likelihoods, "classified": classified.as_json()}
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 
@@ -157,12 +126,20 @@ class _Measures:
         return self._answers(self.run.asked(task, self.options.num_questions), train_fields)
 
     def few_shot(self) -> dict[str, Any]:
-        """Naming by examples, by their number. The sentence before them lists both names, so that chance is a half."""
+        """Naming by examples, by their number. The sentence before them lists both names, so that chance is a half.
+
+        Asked freely, a model may also say something else; which of the two names it finds likelier tells what it has
+        learned from the examples even where it was never shown how to answer.
+        """
         by_shots = few_shot_documents(
             self.run.data, part="test", count=self.options.num_few_shot, seed=self.options.seed
         )
         return {
-            str(shots): {**self._answers(self.run.opened(documents)), "chance": 0.5}
+            str(shots): {
+                **self._answers(self.run.opened(documents)),
+                "chance": 0.5,
+                "likelier": {row: of_row.as_json() for row, of_row in name_of_picture(self.run, documents).items()},
+            }
             for shots, documents in by_shots.items()
         }
 
@@ -189,7 +166,3 @@ class _Measures:
                 max_text_tokens=self.options.max_caption_tokens,
             )
         return {"chosen": self._drawing.chosen, **{name: row.as_json() for name, row in scores.items()}}
-
-
-def _is_text(data: DocumentDataConfig) -> bool:
-    return all(isinstance(part, str) for part in open_documents(data, part="validation")[0].parts)

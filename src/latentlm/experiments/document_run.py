@@ -24,6 +24,7 @@ from latentlm.generation.image_pipeline import AnyImageTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import PictureReader
 from latentlm.training.objectives.documents import DocumentObjective, picture_reader, with_size
+from latentlm.training.trainer import kept_model
 
 Build = Callable[[Any], tuple[Any, Any, Any]]
 """Recipe to objective, loader and recipe, as `catalog.build`."""
@@ -77,15 +78,19 @@ class DocumentRun:
         options: Of the measurement.
         build: See `objective_of`.
 
+    Attributes:
+        recipe: The run's, with the sources that are measured on.
+
     Raises:
-        ValueError: If no source of its recipe is composed.
+        ValueError: If none of those sources is composed.
     """
 
     def __init__(self, context: MeasureContext, options: DocumentModelOptions, build: Build) -> None:
         self.context = context
         self._options = options
         self._build = build
-        self._composed = composed_data(context.recipe)
+        self.recipe = replace(context.recipe, sources=options.sources) if options.sources else context.recipe
+        self._composed = composed_data(self.recipe)
         self.asking = AskOptions(
             batch_size=options.batch_size,
             first_seed=first_seed(options, "test"),
@@ -95,14 +100,38 @@ class DocumentRun:
 
     @cached_property
     def pipeline(self) -> DocumentPipeline:
-        """The trained model."""
-        assert self.context.run_dir is not None
-        return self.context.load(self.context.run_dir / MODEL_FOLDERS[self._options.weights])
+        """The trained model.
+
+        Raises:
+            ValueError: If the run kept no model of the step that the options name.
+        """
+        run_dir, step = self.context.run_dir, self._options.step
+        assert run_dir is not None
+        if step is None:
+            return self.context.load(run_dir / MODEL_FOLDERS[self._options.weights])
+        if not kept_model(run_dir, step).is_dir():
+            raise ValueError(
+                f"{run_dir} kept no model of step {step}; the recipe names such steps in trainer.keep_steps"
+            )
+        return self.context.load(kept_model(run_dir, step))
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """How long the model was trained: `steps`, and `tokens`, the positions of all rows, padding included."""
+        recipe, step = self.context.recipe, self._options.step
+        trainer = recipe.trainer
+        steps = trainer.num_steps if step is None else step
+        rows = steps * trainer.batch_size * trainer.num_accumulation_steps
+        return {"steps": steps, "tokens": rows * recipe.max_length}
+
+    def bar(self, name: str) -> str | None:
+        """Name of a progress bar; None where none is to be shown."""
+        return name if self.context.progress else None
 
     @cached_property
     def objective(self) -> DocumentObjective:
         """Around the trained model."""
-        return objective_of(self.context.recipe, self.pipeline, self._build)
+        return objective_of(self.recipe, self.pipeline, self._build)
 
     @property
     def image_tokenizer(self) -> AnyImageTokenizer:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from latentlm.generation.prompts import BrokenPicture, Prompt, PromptEncoder, decoded, raw_parts
+from latentlm.generation.prompts import BrokenPicture, Prompt, PromptEncoder, RawPart, Sound, decoded, raw_parts
 from latentlm.generation.requests import (
     DoneEvent,
     Event,
@@ -28,9 +28,6 @@ from latentlm.tokenizers.text import StoredTextTokenizer, StreamDecoder
 
 TEXT = "text"
 """Name of the text tokenizer among a pipeline's tokenizers, and of its sampling options."""
-
-
-RawPart = str | Image.Image | BrokenPicture
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,14 @@ class PictureEvent:
 
 
 @dataclass(frozen=True, eq=False)
+class SoundEvent:
+    """A sound of the answer to prompt number `request` is finished."""
+
+    request: int
+    sound: Sound
+
+
+@dataclass(frozen=True, eq=False)
 class AnswerEvent:
     """The answer to prompt number `request` is complete; `finish_reason` as in `DoneEvent`."""
 
@@ -58,7 +63,7 @@ class AnswerEvent:
     finish_reason: str
 
 
-RawEvent = TextDelta | LatentEvent | PictureEvent | AnswerEvent
+RawEvent = TextDelta | LatentEvent | PictureEvent | SoundEvent | AnswerEvent
 
 
 class DocumentPipeline(ABC):
@@ -146,7 +151,9 @@ class DocumentPipeline(ABC):
         elif isinstance(event, LatentEvent):
             yield event
         elif isinstance(event, PartEvent) and isinstance(event.part, LatentPart | CodePart):
-            yield PictureEvent(event.request, decoded(event.part, self.tokenizers[event.part.modality]))
+            medium = decoded(event.part, self.tokenizers[event.part.modality])
+            is_sound = isinstance(medium, Sound)
+            yield SoundEvent(event.request, medium) if is_sound else PictureEvent(event.request, medium)
         elif isinstance(event, DoneEvent):
             if decoder is not None and (text := decoder.flush()):
                 yield TextDelta(event.request, text)

@@ -22,6 +22,7 @@ from latentlm.nn.precision import Precision, autocast
 from latentlm.pretrained import HubUpload, link_root, publish_model, read_model_config, resolve_folder
 from latentlm.storage import read_json, refuse_escape, write_json
 from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.speech import SpeechCodec, SpeechTokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
 
 GENERATION_CONFIG = "generation_config.json"
@@ -29,9 +30,13 @@ LABEL_NAMES = "label_names.json"
 
 AnyImageTokenizer = ImageTokenizer | VQImageTokenizer
 
-TOKENIZER_CLASSES: dict[str, type[ImageTokenizer] | type[VQImageTokenizer]] = {
+AnyTokenizer = AnyImageTokenizer | SpeechTokenizer | SpeechCodec
+
+TOKENIZER_CLASSES: dict[str, type[AnyTokenizer]] = {
     ImageTokenizer.kind: ImageTokenizer,
     VQImageTokenizer.kind: VQImageTokenizer,
+    SpeechTokenizer.kind: SpeechTokenizer,
+    SpeechCodec.kind: SpeechCodec,
 }
 """What a folder of a tokenizer may hold, by the `kind` of its config.json."""
 
@@ -249,7 +254,7 @@ class ImageModelPipeline(ImagePipeline):
         model = model_class.from_folder(folder, device=device)
         return cls(
             model,
-            read_tokenizer(folder, "image", device=device),
+            _of_pictures(read_tokenizer(folder, "image", device=device), folder),
             read_sampling(folder, {"image": model_class.sampling_class}).get("image"),
             label_names=read_label_names(folder),
         )
@@ -286,10 +291,16 @@ def load_image_tokenizer(source: str | Path, *, device: str | torch.device = "cp
     Raises:
         ValueError: If the folder is damaged or holds something else.
     """
-    return _tokenizer_of_folder(resolve_folder(source), device)
+    return _of_pictures(_tokenizer_of_folder(resolve_folder(source), device), source)
 
 
-def read_tokenizer(root: Path, name: str, *, device: str | torch.device) -> AnyImageTokenizer:
+def _of_pictures(tokenizer: AnyTokenizer, source: str | Path) -> AnyImageTokenizer:
+    if not isinstance(tokenizer, AnyImageTokenizer):
+        raise ValueError(f"{source} holds a '{tokenizer.kind}', which is no tokenizer of pictures")
+    return tokenizer
+
+
+def read_tokenizer(root: Path, name: str, *, device: str | torch.device) -> AnyTokenizer:
     """The tokenizer `name` of a pipeline folder `root` that `resolve_folder` has looked at.
 
     Raises:
@@ -303,7 +314,7 @@ def read_tokenizer(root: Path, name: str, *, device: str | torch.device) -> AnyI
     return _tokenizer_of_folder(resolve_folder(folder.absolute()), device)
 
 
-def _tokenizer_of_folder(folder: Path, device: str | torch.device) -> AnyImageTokenizer:
+def _tokenizer_of_folder(folder: Path, device: str | torch.device) -> AnyTokenizer:
     kind = read_model_config(folder)["kind"]
     if kind not in TOKENIZER_CLASSES:
         raise ValueError(f"{folder} holds a '{kind}', which is none of the tokenizers: {', '.join(TOKENIZER_CLASSES)}")

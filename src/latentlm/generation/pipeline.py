@@ -93,6 +93,7 @@ class LatentLMPipeline(ImagePipeline, DocumentPipeline):
         image = model.config.modalities.get("image")
         self.prompts = PromptEncoder(
             None if image is None else self.tokenizers["image"],
+            speech_tokenizer=self.tokenizers.get("speech"),
             max_grid_side=vocabulary.max_grid_side if image is not None and image.says_size else None,
         )
 

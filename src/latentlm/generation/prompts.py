@@ -1,6 +1,6 @@
-"""Between what people hold (strings, pictures) and what the model reads (documents of text and latents).
+"""Between what people hold (strings, pictures, sounds) and what the model reads (documents of text and latents).
 
-Shapes: C channels, H height, W width of a picture, in pixels.
+Shapes: C channels, H height, W width of a picture, in pixels; S samples of a sound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,42 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from latentlm.data.audio import decode_audio
 from latentlm.data.decode import read_file
 from latentlm.data.images import load_image, load_image_of_any_shape, to_unit_range
 from latentlm.nn.keyed_noise import combine_keys, signed_int64
 from latentlm.pictures import to_uint8
 from latentlm.sequence import CodePart, Document, LatentPart, Part, TextPart
 from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
 
 AnyImageTokenizer = ImageTokenizer | VQImageTokenizer
 
-PromptPart = str | Image.Image | np.ndarray | Tensor | Path
-"""Text; or a picture: a Pillow image, uint8 [H, W] or [H, W, C], float [C, H, W] in [-1, 1], or the path of a file."""
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A recording, or what a model said.
+
+    Attributes:
+        waveform: In [-1, 1].
+        sample_rate: Hz.
+    """
+
+    waveform: Float[Tensor, "S"]
+    sample_rate: int
+
+
+PromptPart = str | Image.Image | np.ndarray | Tensor | Sound | Path
+"""Text; a picture (a Pillow image, uint8 [H, W] or [H, W, C], float [C, H, W] in [-1, 1]); a sound; or the path of a
+picture or sound file."""
 
 Prompt = PromptPart | Sequence[PromptPart]
 """One part, or several in order."""
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+"""A path with one of these is a sound; all others are pictures."""
+MAX_SOUND_SECONDS = 600.0
 
 _PROMPT_STREAM = 0x9807
 
@@ -38,11 +59,19 @@ class PromptEncoder:
 
     Args:
         tokenizer: Of pictures; None for a model without them.
+        speech_tokenizer: Of sounds; likewise.
         max_grid_side: Longest side in latents of pictures that keep their shape and say it; None makes all alike.
     """
 
-    def __init__(self, tokenizer: AnyImageTokenizer | None, *, max_grid_side: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: AnyImageTokenizer | None,
+        *,
+        speech_tokenizer: SpeechTokenizer | None = None,
+        max_grid_side: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.speech_tokenizer = speech_tokenizer
         self._max_grid_side = max_grid_side
 
     @property
@@ -68,9 +97,11 @@ class PromptEncoder:
     def _part(self, part: PromptPart, number: int, seed: int, sample: bool) -> Part:
         if isinstance(part, str):
             return TextPart(part)
+        if isinstance(part, Sound) or (isinstance(part, Path) and part.suffix.lower() in SOUND_SUFFIXES):
+            return self._sound_part(part, number, seed, sample)
         tokenizer = self.tokenizer
         if tokenizer is None:
-            raise ValueError("the prompt holds a picture, but this model reads text alone")
+            raise ValueError("the prompt holds a picture, but this model reads none")
         pixels = self.pixels(part, name=f"picture {number} of the prompt")[None].to(self.tokenizer_device)
         grid = tokenizer.grid(*pixels.shape[-2:]) if self.says_size else None
         if isinstance(tokenizer, VQImageTokenizer):
@@ -80,6 +111,29 @@ class PromptEncoder:
         key = torch.tensor([number], device=pixels.device)
         noise_seed = int(combine_keys(_PROMPT_STREAM, signed_int64(seed)))
         return LatentPart("image", tokenizer.sample_keyed(tokenizer.posterior(pixels), noise_seed, key)[0], grid)
+
+    def _sound_part(self, part: Sound | Path, number: int, seed: int, sample: bool) -> LatentPart:
+        tokenizer = self.speech_tokenizer
+        if tokenizer is None:
+            raise ValueError("the prompt holds a sound, but this model reads none")
+        sample_rate = tokenizer.config.sample_rate
+        name = f"sound {number} of the prompt"
+        if isinstance(part, Path):
+            waveform = torch.from_numpy(
+                decode_audio(part, str(part), sample_rate=sample_rate, max_seconds=MAX_SOUND_SECONDS)
+            )
+        elif part.sample_rate != sample_rate:
+            raise ValueError(f"{name} has {part.sample_rate} Hz; this model takes {sample_rate} Hz, resample it first")
+        else:
+            waveform = part.waveform
+        if not len(waveform) or not waveform.isfinite().all():
+            raise ValueError(f"{name} is empty, or holds NaN or infinite samples")
+        posterior = tokenizer.posterior(waveform[None].float().to(next(tokenizer.parameters()).device))
+        if not sample:
+            return LatentPart("speech", tokenizer.statistics.normalize(posterior.mean)[0])
+        noise_seed = int(combine_keys(_PROMPT_STREAM, signed_int64(seed)))
+        key = torch.tensor([number], device=posterior.mean.device)
+        return LatentPart("speech", tokenizer.sample_keyed(posterior, noise_seed, key)[0])
 
     @property
     def tokenizer_device(self) -> torch.device:
@@ -132,9 +186,13 @@ class BrokenPicture:
     num_tokens: int
 
 
-def raw_parts(document: Document, tokenizers: Mapping[str, Any]) -> list[str | Image.Image | BrokenPicture]:
-    """What a generated document says to people: its texts, and its pictures decoded."""
-    parts: list[str | Image.Image | BrokenPicture] = []
+RawPart = str | Image.Image | BrokenPicture | Sound
+"""A part of an answer."""
+
+
+def raw_parts(document: Document, tokenizers: Mapping[str, Any]) -> list[RawPart]:
+    """What a generated document says to people: its texts, and its pictures and sounds decoded."""
+    parts: list[RawPart] = []
     for part in document.parts:
         if isinstance(part, TextPart):
             parts.append(part.text)
@@ -144,8 +202,13 @@ def raw_parts(document: Document, tokenizers: Mapping[str, Any]) -> list[str | I
 
 
 @torch.no_grad()
-def decoded(part: LatentPart | CodePart, tokenizer: AnyImageTokenizer) -> Image.Image | BrokenPicture:
-    """The picture of some latents or codes, if they are as many as a picture has."""
+def decoded(
+    part: LatentPart | CodePart, tokenizer: AnyImageTokenizer | SpeechTokenizer
+) -> Image.Image | BrokenPicture | Sound:
+    """The sound of some latents, or the picture of some latents or codes, if they are as many as a picture has."""
+    if isinstance(tokenizer, SpeechTokenizer):
+        assert isinstance(part, LatentPart)
+        return Sound(tokenizer.decode(part.latents[None])[0].cpu(), tokenizer.config.sample_rate)
     tokens = part.latents if isinstance(part, LatentPart) else part.codes
     rows, columns = part.grid or tokenizer.grid(tokenizer.config.image_size, tokenizer.config.image_size)
     if len(tokens) != rows * columns:

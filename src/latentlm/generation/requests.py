@@ -42,6 +42,8 @@ class TextSamplingConfig:
     repetition_penalty: float = 1.0
     """Divides the positive logits of ids that the prompt or the answer holds already, and multiplies the negative ones
     (Keskar et al. 2019); 1 is none."""
+    eos_ids: tuple[int, ...] = ()
+    """Ids that end a text besides the tokenizer's end-of-text: a chat model ends its turns with another one."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -54,6 +56,8 @@ class TextSamplingConfig:
             raise ValueError(f"min_p is {self.min_p}; it must lie in [0, 1]")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be positive, 1 for none")
+        if any(token < 0 for token in self.eos_ids):
+            raise ValueError(f"eos_ids is {self.eos_ids}; ids are not negative")
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ class TextRow(Protocol):
 
 
 def take_text(row: TextRow, token: int, tokenizer: TextTokenizer) -> Iterator[PartEvent]:
-    """Take a text id, or end-of-text; the row ends at the latter, and behind a stop string."""
-    if token == tokenizer.eos_id:
+    """Take a text id, or one that ends the text; the row ends at the latter, and behind a stop string."""
+    if token == tokenizer.eos_id or token in row.request.text.eos_ids:
         yield from flush_text(row, tokenizer)
         row.finish_reason = "eos"
         return

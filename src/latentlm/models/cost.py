@@ -14,30 +14,30 @@ class RowFlops:
 
     text: int
     """A row of text alone: Transformer and softmax head at every position."""
-    latent: int
-    """What a latent adds, with the several noises of the recipe; it spares its position's softmax head nothing."""
+    latents: dict[str, int]
+    """What a latent of each modality adds, with the several noises of the recipe; it spares its position's softmax head
+    nothing."""
 
 
-def row_flops(model: LatentLM, *, num_tokens: int, modality: str = "image") -> RowFlops:
+def row_flops(model: LatentLM, *, num_tokens: int) -> RowFlops:
     """FLOPs for one row.
 
     Args:
         model: On the meta device, or any other; with a softmax head.
         num_tokens: Positions of the row.
-        modality: Which of the model's modalities the latents are; one that it does not have costs nothing.
     """
     config, device = model.config, model.device
     sequence = torch.zeros(1, num_tokens, config.transformer.hidden_size, device=device)
     positions = torch.arange(num_tokens, device=device)[None]
     backbone = count_flops(model.transformer, sequence, positions)
     softmax = 2 * num_tokens * config.transformer.hidden_size * config.vocabulary.size
-    latent = 0
-    if modality in config.modalities:
-        one = torch.zeros(1, config.modalities[modality].latent_dim, device=device)
-        head = count_flops(model.diffusion_heads[modality], one, torch.zeros(1, device=device), sequence[0, :1])
-        noises = config.modalities[modality].num_noises_per_latent
-        latent = count_flops(model.input_projs[modality], one) + noises * head
-    return RowFlops(text=3 * (backbone + softmax), latent=3 * latent)
+    latents = {}
+    for name, modality in config.modalities.items():
+        one = torch.zeros(1, modality.latent_dim, device=device)
+        head = count_flops(model.diffusion_heads[name], one, torch.zeros(1, device=device), sequence[0, :1])
+        projection = count_flops(model.input_projs[name], one)
+        latents[name] = 3 * (projection + modality.num_noises_per_latent * head)
+    return RowFlops(text=3 * (backbone + softmax), latents=latents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,9 @@ class LatentLMFlops:
 
 
 def latentlm_flops(
-    model: LatentLM, *, num_latents: int, num_evaluations: int, guided: bool, modality: str = "image"
+    model: LatentLM, *, num_latents: int, num_evaluations: int, guided: bool, modality: str = "image", num_read: int = 1
 ) -> LatentLMFlops:
-    """FLOPs for one example of a condition token and a span of latents.
+    """FLOPs for one example of a condition and a span of latents.
 
     Args:
         model: On the meta device, or any other.
@@ -70,15 +70,16 @@ def latentlm_flops(
         num_evaluations: Head evaluations per latent in generation (the solver's steps; twice that for Heun).
         guided: Whether classifier-free guidance doubles the work of generation.
         modality: Which of the model's modalities the latents are.
+        num_read: Positions of the condition: a class, or what is read of text and voice.
     """
     config, device = model.config, model.device
     hidden_size, latent_dim = config.transformer.hidden_size, config.modalities[modality].latent_dim
-    sequence = torch.zeros(1, 1 + num_latents, hidden_size, device=device)
-    positions = torch.arange(1 + num_latents, device=device)[None]
+    sequence = torch.zeros(1, num_read + num_latents, hidden_size, device=device)
+    positions = torch.arange(num_read + num_latents, device=device)[None]
     latents = torch.zeros(num_latents, latent_dim, device=device)
     backbone = count_flops(model.transformer, sequence, positions)
     backbone += count_flops(model.input_projs[modality], latents)
-    timesteps, hidden_states = torch.zeros(num_latents, device=device), sequence[0, 1:]
+    timesteps, hidden_states = torch.zeros(num_latents, device=device), sequence[0, num_read:]
     head = count_flops(model.diffusion_heads[modality], latents, timesteps, hidden_states)
     num_noises = config.modalities[modality].num_noises_per_latent
     num_streams = 2 if guided else 1

@@ -28,6 +28,7 @@ from latentlm.storage import read_json, refuse_escape
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_NAME = "tokenizer.json"
+GENERATION_NAME = "generation_config.json"
 
 NEW_ROW_NOISE = 0.1
 """Share of a new id's fresh random row that is added to the mean row; enough to tell new ids apart."""
@@ -52,7 +53,8 @@ class HFCheckpointFacts:
     bos_id: int | None
     """The id that its documents begin with, if any."""
     eos_ids: tuple[int, ...]
-    """The ids that end a document or a turn."""
+    """The ids that end a document or a turn: those of generation_config.json where it names some, since chat models
+    end their turns by other ids there; otherwise those of config.json."""
 
 
 def config_from_hf(folder: str | Path) -> tuple[TransformerConfig, HFCheckpointFacts]:
@@ -62,7 +64,7 @@ def config_from_hf(folder: str | Path) -> tuple[TransformerConfig, HFCheckpointF
         folder: As written by transformers' `save_pretrained`, version 4 or 5, or a snapshot of the hub.
 
     Raises:
-        ValueError: If the file is missing or damaged, or the architecture has a part that our Transformer has not.
+        ValueError: If a file is missing or damaged, or the architecture has a part that our Transformer has not.
     """
     path = Path(folder) / CONFIG_NAME
     content = read_json(path)
@@ -88,14 +90,13 @@ def config_from_hf(folder: str | Path) -> tuple[TransformerConfig, HFCheckpointF
             "rope_theta": rope.get("rope_theta", 10_000.0),
             "rope_scaling": _rope_scaling(content, rope),
         }
-        eos = content.get("eos_token_id")
         facts = {
             "model_type": model_type,
             "vocab_size": content["vocab_size"],
             "tie_embeddings": content.get("tie_word_embeddings", False),
             "max_position_embeddings": content.get("max_position_embeddings"),
             "bos_id": content.get("bos_token_id"),
-            "eos_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+            "eos_ids": _eos_ids(Path(folder), content),
         }
     except KeyError as error:
         raise ValueError(f"{path} does not say {error.args[0]}") from error
@@ -103,6 +104,17 @@ def config_from_hf(folder: str | Path) -> tuple[TransformerConfig, HFCheckpointF
         from_mapping(TransformerConfig, transformer, where=str(path)),
         from_mapping(HFCheckpointFacts, facts, where=str(path)),
     )
+
+
+def _eos_ids(folder: Path, content: Mapping[str, Any]) -> list[Any]:
+    """What ends a text, as transformers' `generate` sees it: generation_config.json goes before config.json."""
+    path = folder / GENERATION_NAME
+    generation = read_json(path) if path.is_file() else {}
+    if not isinstance(generation, dict):
+        raise ValueError(f"{path} holds no mapping, so it says nothing of how texts end")
+    eos = generation.get("eos_token_id")
+    eos = content.get("eos_token_id") if eos is None else eos
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
 def _rope(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from latentlm.data.documents import DocumentSource, RawDocument, RawImage
+from latentlm.data.documents import DocumentSource, RawDocument, RawImage, StoredMedium
 from latentlm.data.loader import BatchResult, plain_bad_records
 from latentlm.data.records import BadRecord
 from latentlm.nn.keyed_noise import combine_keys
@@ -52,6 +52,11 @@ class PictureReader:
         return LatentSlot("image", rows * columns, number, (rows, columns) if self._says_size else None)
 
 
+def stored_slot(medium: StoredMedium, number: int) -> LatentSlot:
+    """The place of the document's medium `number`, which was encoded beforehand."""
+    return LatentSlot(medium.modality, medium.num_tokens, number)
+
+
 def segments_of(document: RawDocument, text_tokenizer: TextTokenizer, pictures: PictureReader) -> list[Segment]:
     """A whole document with its begin and end of text, before its pictures are encoded."""
     segments: list[Segment] = [IdsPart((text_tokenizer.bos_id,))]
@@ -60,7 +65,8 @@ def segments_of(document: RawDocument, text_tokenizer: TextTokenizer, pictures: 
         if isinstance(part, str):
             segments.append(IdsPart(tuple(text_tokenizer.encode(part))))
         else:
-            segments.append(pictures.slot(part, number))
+            is_stored = isinstance(part, StoredMedium)
+            segments.append(stored_slot(part, number) if is_stored else pictures.slot(part, number))
             number += 1
     return [*segments, IdsPart((text_tokenizer.eos_id,))]
 
@@ -70,15 +76,15 @@ class RawPiece:
     """A piece of a document as the loader gives it.
 
     Attributes:
-        segments: Its text, and slots whose `raw` counts `pictures`.
-        pictures: uint8 [C, H, W] each.
+        segments: Its text, and slots whose `raw` counts `media`.
+        media: Pictures, uint8 [C, H, W] each, and what was encoded beforehand.
         key: Identity of the piece in this epoch; noise hangs on it.
         group: Number of its source.
         begins_anew: Its beginning was dropped on purpose: it is to begin as a document does.
     """
 
     segments: tuple[Segment, ...]
-    pictures: tuple[Tensor, ...]
+    media: tuple[Tensor | StoredMedium, ...]
     key: int
     group: int
     begins_anew: bool = False
@@ -139,15 +145,17 @@ class DocumentPieces:
         """
         index, number = self._places[planned.piece].tolist()
         document = self.source[index]
-        segments, pictures = [], []
-        media = [part for part in document.parts if isinstance(part, RawImage)]
+        segments: list[Segment] = []
+        media: list[Tensor | StoredMedium] = []
+        raw = [part for part in document.parts if not isinstance(part, str)]
         for segment in self._pieces(index, document)[number]:
             if isinstance(segment, LatentSlot):
-                pictures.append(self._pictures.read(media[segment.raw]))
-                segment = LatentSlot(segment.modality, segment.num_latents, len(pictures) - 1, segment.grid)
+                medium = raw[segment.raw]
+                media.append(medium if isinstance(medium, StoredMedium) else self._pictures.read(medium))
+                segment = LatentSlot(segment.modality, segment.num_latents, len(media) - 1, segment.grid)
             segments.append(segment)
         key = int(combine_keys(self._group, document.key, number, planned.epoch))
-        return RawPiece(tuple(segments), tuple(pictures), key, self._group)
+        return RawPiece(tuple(segments), tuple(media), key, self._group)
 
     def _pieces(self, index: int, document: RawDocument) -> list[tuple[Segment, ...]]:
         if index not in self._cache:

@@ -5,8 +5,8 @@
                               ├▶ evaluations and sample grid, with the averaged weights
                               └▶ checkpoint, from which the same command continues bit for bit
 
-A run folder holds recipe.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/ and, at the end, model/ (averaged
-weights) and model_raw/.
+A run folder holds recipe.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, model_at/STEP/ for the steps that
+`keep_steps` names and, at the end, model/ (averaged weights) and model_raw/.
 """
 
 import itertools
@@ -35,6 +35,9 @@ from latentlm.training.run_guard import StopRequest, exclusive_run
 from latentlm.training.step import OptimizationStep, StepRecord, StepResult, fetch
 
 logger = logging.getLogger(__name__)
+
+KEPT_FOLDER = "model_at"
+"""Of a run folder: holds the averaged model of every step that `TrainerConfig.keep_steps` names."""
 
 RawBatch = Mapping[str, Any]
 Evaluation = Callable[[Objective, int], Mapping[str, float | int]]
@@ -81,6 +84,9 @@ class TrainerConfig:
     """Steps between checkpoints; there is always one at the end, and one when a signal asks the run to stop."""
     keep_checkpoints: int = 2
     """Good checkpoints kept on disk."""
+    keep_steps: tuple[int, ...] = ()
+    """Steps whose averaged model is kept in model_at/STEP/, a folder like model/: for curves over training. Under a
+    cosine such a model is no finished run of that many steps, for its learning rate has not come down yet."""
     seed: int = 0
     """Of everything that is drawn: data order, noise, dropout."""
     num_workers: int = 0
@@ -103,8 +109,15 @@ class TrainerConfig:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
         if self.keep_checkpoints < 2:
             raise ValueError("keep_checkpoints must be at least 2: if the newest is damaged, another must be there")
+        if wrong := [step for step in self.keep_steps if not 1 <= step <= self.num_steps]:
+            raise ValueError(f"keep_steps names step {wrong[0]}, but the run has the steps 1 to {self.num_steps}")
         if self.ema_half_life_ratio < 0:
             raise ValueError(f"ema_half_life_ratio cannot be negative, but is {self.ema_half_life_ratio}")
+
+
+def kept_model(run_dir: Path, step: int) -> Path:
+    """The folder of the averaged model that a run kept after `step` steps."""
+    return run_dir / KEPT_FOLDER / str(step)
 
 
 class TrainingOutcome(NamedTuple):
@@ -195,7 +208,7 @@ class Trainer:
     def _resume(self) -> Progress:
         """Continue from the newest good checkpoint, or seed the generators of a new run."""
         if distributed.rank() == 0:
-            for folder in (self.run_dir, self.run_dir / SAMPLES_FOLDER):
+            for folder in (self.run_dir, self.run_dir / SAMPLES_FOLDER, self.run_dir / KEPT_FOLDER):
                 remove_leftovers(folder)
         progress = self.checkpoints.restore_newest(self._parts())
         if progress is None:
@@ -243,6 +256,8 @@ class Trainer:
                 progress = self._count_bad_steps(progress, records)
             if log is not None and (must_evaluate or must_sample):
                 self._observe(step, log, evaluate=must_evaluate, sample=must_sample)
+            if step in config.keep_steps:
+                self._keep(step)  # before the checkpoint: a run resumed from it passes this step no more
             if must_save:
                 if log is not None:
                     log.sync()
@@ -292,8 +307,17 @@ class Trainer:
                 for evaluation in self.evaluations:
                     log.add_evaluation(step, evaluation(self.objective, step))
             picture = self.objective.sample_grid(seed=self.config.seed) if sample else None
+            files = self.objective.sample_files(seed=self.config.seed) if sample else {}
         if picture is not None:
             log.add_samples(step, picture)
+        log.add_sample_files(step, files)
+
+    def _keep(self, step: int) -> None:
+        """Write the averaged weights as users load them; a resumed run that passes the step again writes the same."""
+        if distributed.rank() != 0:
+            return
+        with self._averaged_weights():
+            self.objective.save_pretrained(kept_model(self.run_dir, step))
 
     def _export(self) -> None:
         """Write what users load: the averaged weights, and the last ones."""

@@ -256,7 +256,7 @@ def test_pictures_of_documents_become_codes_between_their_marks(tmp_path: Path) 
                 if isinstance(segment, IdsPart):
                     expected += segment.ids
                     continue
-                pixels = piece.pictures[segment.raw][None] / 127.5 - 1
+                pixels = piece.media[segment.raw][None] / 127.5 - 1
                 codes = objective.tokenizer.encode(pixels)[0] + vocabulary.first_code_id
                 expected += [vocabulary.begin_id("image"), *codes.tolist(), vocabulary.end_id("image")]
                 num_pictures += 1

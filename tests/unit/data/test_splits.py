@@ -31,6 +31,12 @@ def test_the_committed_splits_are_those_of_the_seeded_rule(name, num_records):
     assert len(split.judge_half) == num_records * 0.95 / 2
 
 
+def test_the_committed_split_of_emoji_holds_out_five_percent_of_their_names():
+    split = read_split("emoji.json")
+    assert split.num_records == 8303
+    assert len(split.validation) == 437  # of 157 of 3,143 names, in up to three styles each
+
+
 def test_the_parts_do_not_overlap_and_leave_nothing_out():
     split = make_split(1001, validation_ratio=0.1, seed=3)
     reference_half = np.setdiff1d(split.train, split.judge_half)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from latentlm.catalog import build
 from latentlm.data.documents import RawDocument
 from latentlm.evaluation.document_likelihood import (
+    choice_nlls,
     document_nlls,
-    likeliest,
     score_text,
     text_after_picture,
     whole_piece,
@@ -91,12 +91,46 @@ def test_another_picture_makes_another_likelihood_and_the_same_one_the_same(open
     assert nlls[0] == nlls[1] != nlls[2]
 
 
-def test_the_likeliest_document_is_chosen_and_none_of_two_alike(opened: Any) -> None:
+def test_texts_about_one_picture_differ_by_what_they_say_alone(opened: Any) -> None:
     objective, reader = opened
-    texts = ("a", "a longer one", "and one that is longer still")  # every token costs much: the shortest is likeliest
-    choices = [[caption(1, text) for text in texts], [caption(2, text) for text in reversed(texts)]]
-    assert likeliest(objective, choices, TEXT, reader) == [0, 2]
-    assert likeliest(objective, [[caption(1, "a"), caption(1, "a")]], TEXT, reader) == [None]
+    texts = ("a", "a longer one", "and one that is longer still")
+    choices = [[caption(1, text) for text in texts], [caption(2, text) for text in texts[:2]]]
+    first, second = choice_nlls(objective, choices, TEXT, reader)
+    assert [len(first), len(second)] == [3, 2]
+    for number, of_one in ((1, first), (2, second)):
+        documents = [caption(number, text) for text in texts[: len(of_one)]]
+        after, _ = text_after_picture(objective, documents, TEXT, reader)
+        # What stands before the texts is the same for all; rounding of means in float32, multiplied back.
+        assert (of_one - of_one[0]).tolist() == pytest.approx((after - after[0]).tolist(), abs=1e-3)
+    alike = choice_nlls(objective, [[caption(1, "a"), caption(1, "a")]], TEXT, reader)[0]
+    assert alike[0] == alike[1]
+
+
+def test_noise_in_a_picture_changes_what_follows_it(opened: Any) -> None:
+    objective, reader = opened
+
+    def nats(noise_level: float) -> torch.Tensor:
+        return text_after_picture(objective, DOCUMENTS, TEXT, reader, noise_level=noise_level)[0]
+
+    clean = nats(0.0)
+    # A thousandth of the schedule: noise of std 0.01 in latents of std 1 changes hardly anything.
+    assert nats(0.001).tolist() == pytest.approx(clean.tolist(), rel=1e-3)
+    least, *changes = [(nats(level) - clean).abs().sum().item() for level in (0.001, 0.1, 0.5, 1.0)]
+    assert 0 < 3 * least < min(changes)
+    assert len(set(changes)) == 3
+    assert nats(0.5).equal(nats(0.5))
+
+
+def test_noise_in_pictures_does_not_reach_text_without_them(opened: Any) -> None:
+    objective, reader = opened
+    pieces = [whole_piece(RawDocument(("a text",), 0, "text"), TEXT, reader)]
+    assert document_nlls(objective, pieces, noise_level=1.0)[0] == document_nlls(objective, pieces)[0]
+
+
+def test_a_level_of_noise_outside_the_schedule_is_refused(opened: Any) -> None:
+    objective, reader = opened
+    with pytest.raises(ValueError, match=r"noise level is 1\.5; it is a share of the schedule"):
+        text_after_picture(objective, DOCUMENTS, TEXT, reader, noise_level=1.5)
 
 
 def test_the_objective_is_left_as_it_was(opened: Any) -> None:

@@ -10,11 +10,13 @@ from latentlm.data.documents.composed.pools import plural_of, with_article
 from latentlm.evaluation.document_answers import AskOptions, ask
 from latentlm.evaluation.document_protocol import (
     blind_captions,
+    blind_documents,
     blinded,
     caption_choices,
     captioning_scores,
     classes_named,
     few_shot_documents,
+    name_choices,
     others_of_kind,
     plain_caption,
     score_captions,
@@ -101,6 +103,26 @@ def test_blind_captions_keep_their_text_behind_a_strange_picture():
     for document, blind in zip(documents, blind_captions(documents), strict=True):
         assert (blind.parts[1], blind.key) == (document.parts[1], document.key)
         assert blind.parts[0] is not document.parts[0]
+
+
+def test_blind_documents_keep_their_texts_around_the_pictures_of_one_other_of_their_kind():
+    documents = task_documents(DIGITS, "how_many", part="test", count=30)
+    blind = blind_documents(documents)
+    assert [one.key for one in blind] == [one.key for one in documents]
+    for document, other in zip(documents, blind, strict=True):
+        assert [type(part) for part in other.parts] == [type(part) for part in document.parts]
+        assert other.parts[-1] == document.parts[-1]
+        assert not any(a is b for a, b in zip(document.parts[:-1], other.parts[:-1], strict=True))
+    assert blind_documents(documents[:1]) == []
+
+
+def test_a_document_of_two_names_is_given_each_of_them_as_its_answer_and_nothing_else():
+    for document in few_shot_documents(DIGITS, part="test", count=5)[4]:
+        first, second = name_choices(document)
+        right = document.fields["choices"].index(document.fields["answer"])
+        assert (first, second)[right].parts == document.parts
+        assert first.parts[:-1] == second.parts[:-1]
+        assert [one.parts[-1] for one in (first, second)] == [f"{name}." for name in document.fields["choices"]]
 
 
 def test_every_number_of_examples_has_its_documents():

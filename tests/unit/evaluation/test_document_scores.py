@@ -9,6 +9,7 @@ import torch
 from latentlm.evaluation.document_scores import (
     AnswerScores,
     CaptioningScores,
+    ChoiceScores,
     LikelihoodScores,
     Share,
     SwitchingScores,
@@ -49,6 +50,33 @@ def test_an_infinite_perplexity_is_recorded_as_none():
 def test_one_document_or_no_target_has_no_likelihood_with_an_error(nll, counts):
     with pytest.raises(ValueError, match="needs two and some targets"):
         LikelihoodScores.of(torch.tensor(nll, dtype=torch.float64), torch.tensor(counts))
+
+
+def test_the_right_one_of_some_choices_is_worth_its_share_of_their_probability():
+    thirds = torch.tensor([0.0, math.log(2), math.log(2)])  # probabilities 1/2, 1/4, 1/4
+    scores = ChoiceScores.of([thirds, thirds], [0, 2])
+    assert scores.likeliest == Share(num=2, share=0.5)
+    assert scores.nats == pytest.approx((math.log(2) + math.log(4)) / 2)
+    # Two values log 2 apart: their deviation is log 2 / sqrt(2), that of the mean sqrt(2) less.
+    assert scores.nats_standard_error == pytest.approx(math.log(2) / 2)
+    assert (scores.chance, scores.chance_nats) == (pytest.approx(1 / 3), pytest.approx(math.log(3)))
+    assert list(scores.as_json()) == list(ChoiceScores.columns)
+
+
+def test_nats_common_to_all_choices_are_nobodys_merit():
+    choices = [torch.tensor([3.0, 4.0]), torch.tensor([5.0, 1.0])]
+    assert ChoiceScores.of(choices, [0, 0]) == ChoiceScores.of([of_one + 8 for of_one in choices], [0, 0])
+
+
+def test_a_model_that_finds_all_choices_alike_gets_no_point_for_their_order():
+    scores = ChoiceScores.of([torch.zeros(4)] * 3, [0, 1, 3])
+    assert scores.likeliest.share == 0.0
+    assert scores.nats == pytest.approx(scores.chance_nats)
+
+
+def test_one_choice_has_no_mean_with_an_error():
+    with pytest.raises(ValueError, match="1 choices: a mean with an error needs two"):
+        ChoiceScores.of([torch.zeros(2)], [0])
 
 
 def test_all_three_steps_of_a_switch_must_happen_to_the_same_prompt():

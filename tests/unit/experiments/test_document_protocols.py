@@ -1,6 +1,7 @@
 """How runs of models of documents are measured: every measure of a tiny untrained run, and drawings that are known."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from document_pipelines import DIGIT_POOL, DIGITS, NAMES, Scripted
+from experiment_paths import shown_paths
 from PIL import Image
 from tiny_documents import tiny_multimodal_recipe
 from tiny_judges import tiny_judges
@@ -30,7 +32,9 @@ from latentlm.experiments.document_options import MEASURES, DocumentModelOptions
 from latentlm.experiments.document_protocols import document_model
 from latentlm.experiments.document_run import DocumentRun, composed_data, objective_of
 from latentlm.experiments.protocol import MeasureContext
+from latentlm.experiments.results import look_up
 from latentlm.training.objectives.documents import DocumentSourceConfig
+from latentlm.training.trainer import kept_model
 
 COMPOSED = ComposedDataConfig(pools={"digit": DIGIT_POOL}, num_documents=50, num_held_out_documents=50)
 SMALL = {
@@ -109,7 +113,8 @@ def test_every_measure_of_a_run_is_recorded_with_its_numbers(make_context: MakeC
     context = make_context({**SMALL, "trials": [{"cfg_scale": 1.0}, {"cfg_scale": 2.0}]})
     result = measure(context)
     json.dumps(result, allow_nan=False)
-    assert list(result) == [*MEASURES, "parameters", "seconds"]
+    assert list(result) == [*MEASURES, "trained", "parameters", "seconds"]
+    assert result["trained"] == {"steps": 2, "tokens": 2 * 16 * 160}
     assert list(result["seconds"]) == list(MEASURES)
     assert result["parameters"] == sum(p.numel() for p in run.objective.model.parameters())
     assert result["text"]["test"]["text"]["num_bytes"] == len("a test") + len("and another one")
@@ -118,6 +123,7 @@ def test_every_measure_of_a_run_is_recorded_with_its_numbers(make_context: MakeC
     assert result["image_to_text"]["blind"]["num_targets"] == result["image_to_text"]["model"]["num_targets"]
     assert result["image_to_text"]["classified"]["num"] == SMALL["num_classified"]
     assert result["image_to_text"]["classified"]["chance"] == pytest.approx(0.1)
+    assert result["image_to_text"]["classified"]["chance_nats"] == pytest.approx(math.log(10))
     drawn = result["text_to_image"]
     for row in ("scores", "floor", "ceiling"):
         assert {noun: scores["num_images"] for noun, scores in drawn[row].items()} == {"all": 40, "digit": 40}
@@ -132,8 +138,15 @@ def test_every_measure_of_a_run_is_recorded_with_its_numbers(make_context: MakeC
         ("which", "how_many", "is_there"), SMALL["num_questions"]
     )
     assert list(result["few_shot"]) == ["0", "1", "2", "4"]
-    assert {scores["chance"] for scores in result["few_shot"].values()} == {0.5}
+    for scores in result["few_shot"].values():
+        likelier = scores["likelier"]["model"]
+        assert (scores["chance"], likelier["chance"], likelier["num"]) == (0.5, 0.5, SMALL["num_few_shot"])
     assert result["switching"]["both"]["everything"]["num"] == SMALL["num_switching"]
+    # What the pages of experiments show is there; the garments of one of them are no pool of this run.
+    for name in ("documents_table3", "documents_tokens", "documents_few_shot"):
+        paths = [path for path in shown_paths(name, "document_model") if ".garment." not in path]
+        assert len(paths) > 10
+        assert [path for path in paths if look_up(result, path) is None] == []
 
 
 @pytest.mark.parametrize("kind", ["transfusion", "vq_mllm"])
@@ -161,7 +174,7 @@ def test_other_kinds_of_model_are_measured_alike(
     context = replace(make_context({**SMALL, "measures": measures}, recipe=recipe), run_dir=tmp_path / "run")
     result = measure(context)
     json.dumps(result, allow_nan=False)
-    assert list(result) == [*measures, "parameters", "seconds"]
+    assert list(result) == [*measures, "trained", "parameters", "seconds"]
     # The same documents of the same text tokenizer: as many targets, whatever pictures are to a model.
     counts = [result["image_to_text"][name]["num_targets"] for name in ("model", "blind")]
     assert counts == [sum(len(text) + 1 for text in captions_of_test(context))] * 2
@@ -175,7 +188,21 @@ def captions_of_test(context: MeasureContext) -> list[str]:
 
 def test_the_command_line_knows_the_protocol(make_context: MakeContext) -> None:
     result = PROTOCOLS["document_model"](make_context({**SMALL, "measures": ["captions"]}))
-    assert list(result) == ["captions", "parameters", "seconds"]
+    assert list(result) == ["captions", "trained", "parameters", "seconds"]
+
+
+def test_the_model_that_a_run_kept_of_a_step_is_measured_as_the_last_one_is(
+    make_context: MakeContext, run: Any, tmp_path: Path
+) -> None:
+    kept = kept_model(tmp_path, 1)
+    run.objective.save_pretrained(kept)
+    options = {**SMALL, "measures": ["image_to_text"]}
+    last = measure(make_context(options))
+    early = measure(replace(make_context({**options, "step": 1}, name="early"), run_dir=tmp_path))
+    assert early["trained"] == {"steps": 1, "tokens": last["trained"]["tokens"] // 2}
+    assert early["image_to_text"] == last["image_to_text"]
+    with pytest.raises(ValueError, match=r"kept no model of step 2; .*trainer\.keep_steps"):
+        measure(replace(make_context({**options, "step": 2}, name="never"), run_dir=tmp_path))
 
 
 def test_the_objective_is_rebuilt_around_the_runs_own_weights(run: Any) -> None:
@@ -328,6 +355,8 @@ def test_options_that_make_no_sense_are_refused() -> None:
         DocumentModelOptions(measures=["text", "smell"])
     with pytest.raises(ValueError, match="trials is empty"):
         DocumentModelOptions(trials=[])
+    with pytest.raises(ValueError, match="step 5 goes with weights: ema"):
+        DocumentModelOptions(step=5, weights="raw")
 
 
 def test_likelihood_of_text_needs_a_source_of_text(make_context: MakeContext, run: Any) -> None:

@@ -49,7 +49,7 @@ def mixed(count: int) -> list[tuple[RawPart, ...] | None]:
 
 def described(batch: dict[str, list[list[RawPiece]]]) -> list[list[tuple[object, ...]]]:
     return [
-        [(piece.segments, [p.sum().item() for p in piece.pictures], piece.key, piece.group) for piece in row]
+        [(piece.segments, [p.sum().item() for p in piece.media], piece.key, piece.group) for piece in row]
         for row in batch["rows"]
     ]
 
@@ -79,8 +79,8 @@ def test_segments_hold_the_document_between_two_ends_of_text() -> None:
         IdsPart((99,)),
         IdsPart((EOS,)),
     )
-    assert [p.shape for p in piece.pictures] == [(1, 8, 8)] * 2
-    assert torch.equal(piece.pictures[1][0], torch.from_numpy(picture(2).data))
+    assert [p.shape for p in piece.media] == [(1, 8, 8)] * 2
+    assert torch.equal(piece.media[1][0], torch.from_numpy(picture(2).data))
 
 
 def test_a_picture_that_stands_in_a_later_piece_is_the_right_one() -> None:
@@ -93,7 +93,7 @@ def test_a_picture_that_stands_in_a_later_piece_is_the_right_one() -> None:
     for piece in itertools.chain.from_iterable(batch["rows"]):
         for part in piece.segments:
             if isinstance(part, LatentSlot):
-                found.add((num_tokens(piece.segments), piece.pictures[part.raw].sum().item()))
+                found.add((num_tokens(piece.segments), piece.media[part.raw].sum().item()))
     assert found == {(32, sums[0]), (8, sums[1])}
 
 

@@ -56,8 +56,8 @@ def test_dropping_a_condition_leaves_what_guidance_reads_before_a_picture() -> N
     first, second = without_condition(whole, 0), without_condition(whole, 1)
     assert first.segments == whole.segments[1:]
     assert second.segments == (LatentSlot("image", 4, 0), IdsPart((99, EOS)))
-    assert len(second.pictures) == 1
-    assert second.pictures[0][0, 0, 0] == 1
+    assert len(second.media) == 1
+    assert second.media[0][0, 0, 0] == 1
     assert first.begins_anew
     assert second.begins_anew
 
@@ -65,12 +65,12 @@ def test_dropping_a_condition_leaves_what_guidance_reads_before_a_picture() -> N
 def test_a_share_of_documents_loses_its_condition(tmp_path: Path) -> None:
     objective, raw = built(tmp_path, trainer__batch_size=64, drop_cond_prob=0.3)
     pieces = [piece for row in raw["rows"] for piece in row]
-    with_pictures = [piece for piece in pieces if piece.pictures]
+    with_pictures = [piece for piece in pieces if piece.media]
     dropped = sum(number is not None for seed in range(20) for number in objective._drops(with_pictures, seed)) / (
         20 * len(with_pictures)
     )
     assert dropped == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / (20 * len(with_pictures))))
-    assert all(number is None for number in objective._drops([p for p in pieces if not p.pictures], 0))
+    assert all(number is None for number in objective._drops([p for p in pieces if not p.media], 0))
 
 
 def test_rows_have_the_recipes_length_and_documents_their_ends(tmp_path: Path) -> None:

@@ -238,11 +238,23 @@ class Transfusion(Pretrained, nn.Module):
         losses["total"] = losses["lm"] + self.config.image.loss_weight * losses["diffusion/image"]
         return losses
 
-    def text_losses(self, batch: PictureBatch, *, totals: Totals | None = None) -> dict[str, Float[Tensor, ""]]:
-        """`lm` and `lm/<group>` as `forward` gives them, but of text that reads clean pictures, as in generation."""
+    def text_losses(
+        self, batch: PictureBatch, *, totals: Totals | None = None, noise_level: float = 0.0
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`lm` and `lm/<group>` as `forward` gives them, but of text that reads clean pictures, as in generation.
+
+        Args:
+            batch: Packed documents.
+            totals: As in `forward`.
+            noise_level: Share of the schedule up to which the pictures are noised instead, with `forward`'s noise.
+        """
         totals = self.loss_counts(batch) if totals is None else totals
-        timesteps = torch.full_like(batch.latent_positions, self.clean_timestep)
-        return self._text_losses(self.hidden_states(batch, batch.latents, timesteps).flatten(0, 1), batch, totals)
+        latents, timestep = batch.latents.float(), self.process.timestep_at(noise_level)
+        timesteps = torch.full(batch.latent_positions.shape, timestep, device=latents.device)
+        if noise_level:
+            noise = keyed_normal(batch.noise_seed, batch.latent_keys, latents.shape[1:], stream=NOISE_STREAM)
+            latents = self.process.add_noise(latents, noise, timesteps)
+        return self._text_losses(self.hidden_states(batch, latents, timesteps).flatten(0, 1), batch, totals)
 
     def draw_timesteps(self, batch: PictureBatch) -> Shaped[Tensor, "P"]:
         """One timestep per picture, nearer to the quiet end where the recipe limits the noise before a caption."""

@@ -105,6 +105,10 @@ class TransfusionObjective(DocumentObjective):
         losses = self.model(batch, totals=totals)
         return losses if self.training else losses | self.model.text_losses(batch, totals=totals)
 
+    def noised_text_losses(self, batch: PictureBatch, noise_level: float) -> dict[str, Tensor]:
+        """Text after noised pictures, at their timestep: what training shows, at one level instead of all."""
+        return self.model.text_losses(batch, noise_level=noise_level)
+
     def pipeline(self) -> TransfusionPipeline:
         """Model and tokenizers as users will hold them."""
         return TransfusionPipeline(

@@ -93,6 +93,10 @@ class VQMLLMObjective(DocumentObjective):
         """`lm` and `codes/image`, also by source; see `VQMLLM.forward`."""
         return self.model(batch, totals=totals)
 
+    def noised_text_losses(self, batch: PackedBatch, noise_level: float) -> dict[str, Tensor]:
+        """Codes have no levels of noise between right and wrong."""
+        raise ValueError("the pictures of a VQ-MLLM are codes, to which no noise can be added")
+
     def pipeline(self) -> VQMLLMPipeline:
         """Model and tokenizers as users will hold them."""
         return VQMLLMPipeline(

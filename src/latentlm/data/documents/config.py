@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from latentlm.data.decode import MAX_IMAGE_PIXELS
+from latentlm.data.documents.joined_templates import JoinedTemplate
 from latentlm.data.documents.templates import DocumentTemplate
 from latentlm.data.images import Resize
 
@@ -23,6 +24,16 @@ DocumentFormat = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
+class JoinConfig:
+    """Records that share a value make documents together: `joined.py`."""
+
+    by: str
+    """The field that they share: caption."""
+    seed: int = 0
+    """Of what is drawn: a template, a record where several fit, another group."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DocumentDataConfig:
     path: str | None = None
     """A file or folder. A relative one is looked for here first, then in the folder that $LATENTLM_DATA names."""
@@ -39,6 +50,9 @@ class DocumentDataConfig:
     one, chosen by a hash of its key. None: its caption or text, then its picture. Records with parts need none."""
     every_template: bool = False
     """Every record is made into a document by each of the templates (one with parts counts as often, for balance)."""
+    join: JoinConfig | None = None
+    """Documents of several records that share a value; the templates then say which record a field is of
+    (`joined_templates.py`)."""
     label_names: list[str] = field(default_factory=list)
     """Name of each class id, for `{label_name}`, instead of the names that the data give."""
     separator: str | None = None
@@ -80,8 +94,17 @@ class DocumentDataConfig:
             raise ValueError("separator is empty; leave it out to make each file one document")
         if self.every_template and len(self.templates) < 2:
             raise ValueError(f"every_template needs at least two templates, but there are {len(self.templates)}")
+        if self.join is not None and not self.templates:
+            raise ValueError("join makes documents by templates alone, but there are none")
+        if self.join is not None and self.label_names:
+            raise ValueError("label_names are for records that make documents one by one; leave them out beside join")
         self.parsed_templates()
+        self.joined_templates()
 
     def parsed_templates(self) -> tuple[DocumentTemplate, ...]:
-        """The templates, parsed; ValueError if one is malformed."""
-        return tuple(DocumentTemplate.parse(template) for template in self.templates)
+        """The templates, parsed; ValueError if one is malformed. None with `join`, which has templates of its own."""
+        return () if self.join is not None else tuple(map(DocumentTemplate.parse, self.templates))
+
+    def joined_templates(self) -> tuple[JoinedTemplate, ...]:
+        """The templates of several records, parsed; ValueError if one is malformed. None without `join`."""
+        return () if self.join is None else tuple(map(JoinedTemplate.parse, self.templates))

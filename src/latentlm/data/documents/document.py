@@ -2,6 +2,10 @@
 
 A `RawDocument` is what a person would read from top to bottom. Text stays text whatever it spells, so a caption that
 reads like a switch token is a caption; pictures stay as their file holds them until `opening.open_image` decodes them.
+Sounds are encoded beforehand (their encoders cost too much to run at every reading): a document holds their latents, or
+codes.
+
+Shapes: n latents, or frames of codes, of a sound, C latent_dim, Q codes of a frame.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from latentlm.data.records import BadRecord
 
@@ -27,8 +33,56 @@ class RawImage:
     name: str
 
 
-RawPart = str | RawImage
-"""A stretch of text (any, also none: the empty text is a text) or a picture."""
+@dataclass(frozen=True, eq=False)
+class StoredLatents:
+    """A medium that was encoded beforehand: what the tokenizer's posterior says of it, before noise and normalisation.
+
+    Attributes:
+        modality: Its name, such as "speech".
+        mean: float32.
+        log_std: Log of the learned standard deviation; None where the tokenizer itself sets it.
+        name: Where it comes from, for people.
+    """
+
+    modality: str
+    mean: Float[Tensor, "n C"]
+    log_std: Float[Tensor, "n C"] | None
+    name: str
+
+    @property
+    def num_tokens(self) -> int:
+        """n."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCodes:
+    """A medium that was encoded beforehand by a codec.
+
+    Attributes:
+        modality: Its name, such as "speech".
+        codes: Of any integer type.
+        name: Where it comes from, for people.
+    """
+
+    modality: str
+    codes: Int[Tensor, "n Q"]
+    name: str
+
+    @property
+    def num_tokens(self) -> int:
+        """n."""
+        return len(self.codes)
+
+
+StoredMedium = StoredLatents | StoredCodes
+"""What was encoded beforehand."""
+
+RawMedium = RawImage | StoredMedium
+"""What a document holds beside text."""
+
+RawPart = str | RawMedium
+"""A stretch of text (any, also none: the empty text is a text) or a medium."""
 
 
 @dataclass(frozen=True, eq=False)

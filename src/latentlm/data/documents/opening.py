@@ -15,12 +15,14 @@ from torch import Tensor
 
 from latentlm.data.datasets import ImageDataConfig, Part, split_of
 from latentlm.data.documents.config import DocumentDataConfig
-from latentlm.data.documents.document import DocumentSource, RawDocument, RawImage
+from latentlm.data.documents.document import DocumentSource, RawDocument, RawImage, RawPart
 from latentlm.data.documents.formats import open_records
+from latentlm.data.documents.joined import JoinedDocuments, RecordGroup, group_records, groups_within
 from latentlm.data.documents.records import RawRecord, Records
 from latentlm.data.documents.templates import default_template, listed
 from latentlm.data.images import load_image, to_unit_range
 from latentlm.data.records import BadRecord, DataError
+from latentlm.data.splits import make_split
 from latentlm.nn.keyed_noise import combine_keys
 
 _TEMPLATE_STREAM = 0x7E3B  # keeps the choice of templates apart from the split, which hashes the same keys
@@ -46,7 +48,7 @@ class RecordDocuments(DocumentSource):
         self._copies = len(self._templates) if config.every_template else 1
         self._label_names = tuple(config.label_names)
         self.rejected = records.rejected
-        self._files = _digest(records.files)
+        self._files = digest_of_files(records.files)
         self._settings = [config.format, config.columns, config.separator]
         self._settings += [config.templates, config.every_template, config.label_names]
         self._check_templates(config)
@@ -72,7 +74,7 @@ class RecordDocuments(DocumentSource):
         described = [_FINGERPRINT_VERSION, self._settings, self._files, len(self._records)]
         return hashlib.sha256(json.dumps(described).encode() + self._indices.astype("<i8").tobytes()).hexdigest()
 
-    def _made(self, record: RawRecord, copy: int) -> tuple[str | RawImage, ...]:
+    def _made(self, record: RawRecord, copy: int) -> tuple[RawPart, ...]:
         if self._copies > 1:
             return self._templates[copy].render(record)
         if self._templates:
@@ -114,12 +116,12 @@ class RecordDocuments(DocumentSource):
             raise DataError(f"{config.path or config.format}: give templates: the records have {listed(known)}")
 
 
-def open_documents(config: DocumentDataConfig, *, part: Part) -> RecordDocuments:
+def open_documents(config: DocumentDataConfig, *, part: Part) -> DocumentSource:
     """Open one part of a data set of documents.
 
     `train` and `validation` divide the split `config.split` as they do for pictures (`datasets.open_images`), by
-    record: all documents that templates make of a record are in one part. `test` is the data's own test split, or
-    `config.test_path`.
+    record: all documents that templates make of a record are in one part; with `config.join`, by group. `test` is the
+    data's own test split, or `config.test_path`.
 
     Raises:
         DataError: If the data are missing, in no known format, empty, have no such part, lack a field that a template
@@ -129,17 +131,49 @@ def open_documents(config: DocumentDataConfig, *, part: Part) -> RecordDocuments
     if part == "test":
         own = config.test_path is not None
         records = open_records(config, config.test_path if own else config.path, "train" if own else "test")
-        indices = np.arange(len(records))
     else:
         records = open_records(config, config.path, config.split)
-        split = split_of(_split_settings(config), len(records))
-        indices = split.validation if part == "validation" else split.train
+    joined = _join(records, config)
+    indices = np.arange(len(records)) if part == "test" else _indices(records, joined, config, part)
     if len(indices) == 0:
         raise DataError(
             f"{config.path or config.format}: the part {part!r} is empty "
             f"({len(records)} records in all, validation_ratio={config.validation_ratio})"
         )
-    return RecordDocuments(records, indices, config)
+    if joined is None:
+        return RecordDocuments(records, indices, config)
+    groups, rejected = joined
+    where = config.split_file or f"split_seed={config.split_seed}"
+    settings = [config.format, json.dumps(config.columns), digest_of_files(records.files)]
+    return JoinedDocuments(records, groups_within(groups, indices, where), rejected, config, settings)
+
+
+def _join(records: Records, config: DocumentDataConfig) -> tuple[list[RecordGroup], list[BadRecord]] | None:
+    """The groups of all records; None if each makes documents of its own."""
+    if config.join is None:
+        return None
+    if records.has_parts:
+        raise DataError(f"{config.path}: its records have parts of their own; join has no use")
+    return group_records(records, config.join.by, config.joined_templates())
+
+
+def _indices(
+    records: Records,
+    joined: tuple[list[RecordGroup], list[BadRecord]] | None,
+    config: DocumentDataConfig,
+    part: Part,
+) -> np.ndarray:
+    """The records of `train` or `validation`."""
+    if joined is None or config.split_file is not None:
+        split = split_of(_split_settings(config), len(records))
+    else:
+        of_record = np.arange(len(records))  # what is in no group stays alone
+        for group in joined[0]:
+            of_record[list(group.places)] = group.places[0]
+        split = make_split(
+            len(records), validation_ratio=config.validation_ratio, seed=config.split_seed, groups=of_record
+        )
+    return split.validation if part == "validation" else split.train
 
 
 def open_image(image: RawImage, config: DocumentDataConfig) -> Float[Tensor, "C H W"]:
@@ -173,7 +207,7 @@ def _split_settings(config: DocumentDataConfig) -> ImageDataConfig:
     )
 
 
-def _digest(files: Sequence[Path]) -> str:
+def digest_of_files(files: Sequence[Path]) -> str:
     """SHA-256, as hex, of the stamps of some files, and of all files below those that are folders."""
     digest = hashlib.sha256()
     for file in files:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentlm.data.documents.document import RawImage, RawPart
+from latentlm.data.documents.document import RawImage, RawMedium, RawPart, StoredMedium
 from latentlm.data.records import BadRecord
 
 MAX_DOCUMENT_BYTES = 256 * 2**20
@@ -23,6 +23,7 @@ class RawRecord:
     Attributes:
         parts: The document, if the record spells it out; else a template makes it from `image` and `fields`.
         image: The picture of a record that has one.
+        encoded: The sound of a record that has one, which a template asks for by the name of its modality.
         fields: All other columns. A None counts as absent.
         key: Unique in the source.
         name: The file and the place inside it.
@@ -30,6 +31,7 @@ class RawRecord:
 
     parts: tuple[RawPart, ...] | None = None
     image: RawImage | None = None
+    encoded: StoredMedium | None = None
     fields: Mapping[str, Any]
     key: int
     name: str
@@ -38,7 +40,13 @@ class RawRecord:
     def present(self) -> frozenset[str]:
         """The fields that a template finds filled in this record."""
         filled = {name for name, value in self.fields.items() if value is not None}
-        return frozenset(filled | {"image"} if self.image is not None else filled)
+        return frozenset(filled | self.media.keys())
+
+    @property
+    def media(self) -> dict[str, RawMedium]:
+        """Its media, by the names that templates have for them."""
+        media: dict[str, RawMedium] = {} if self.image is None else {"image": self.image}
+        return media if self.encoded is None else {**media, self.encoded.modality: self.encoded}
 
 
 class Records(ABC):

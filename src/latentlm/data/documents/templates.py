@@ -1,8 +1,8 @@
 """Templates: how a record of columns becomes a document. `"{image} This is {label_name}."` -> picture, then text.
 
-A field in braces is replaced by the record's value, `{image}` by its picture; `{{` and `}}` are literal braces. The
-template is parsed once, and values are only ever joined: `str.format` on data would let a column name such as
-`{caption.__class__}` read the program, and would let a caption that says `{image}` place a picture.
+A field in braces is replaced by the record's value, `{image}` by its picture, `{speech}` by its sound; `{{` and `}}`
+are literal braces. The template is parsed once, and values are only ever joined: `str.format` on data would let a
+column name such as `{caption.__class__}` read the program, and would let a caption that says `{image}` place a picture.
 """
 
 import re
@@ -14,6 +14,7 @@ from latentlm.data.documents.records import RawRecord
 from latentlm.data.records import BadRecord
 
 IMAGE_FIELD = "image"
+MEDIA_FIELDS = (IMAGE_FIELD, "speech")
 _TOKEN = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 
 
@@ -75,16 +76,17 @@ class DocumentTemplate:
         """
         parts: list[RawPart] = []
         stretch: list[str] = []
+        media = record.media
         for piece in self.pieces:
-            if piece != Field(IMAGE_FIELD):
+            if isinstance(piece, str) or piece.name not in MEDIA_FIELDS:
                 stretch.append(piece if isinstance(piece, str) else self._text(piece.name, record))
                 continue
-            if record.image is None:
-                raise self._missing(IMAGE_FIELD, record)
+            if piece.name not in media:
+                raise self._missing(piece.name, record)
             if stretch:
                 parts.append("".join(stretch))
                 stretch = []
-            parts.append(record.image)
+            parts.append(media[piece.name])
         if stretch:
             parts.append("".join(stretch))
         return tuple(parts)

@@ -62,6 +62,8 @@ def _line(document: RawDocument, number: int, folder: Path | None) -> bytes:
     for place, part in enumerate(document.parts):
         if isinstance(part, str):
             parts.append({"text": part})
+        elif not isinstance(part, RawImage):
+            raise ValueError(f"{document.name}: holds latents of {part.name}, which JSON Lines has no place for")
         elif folder is None:
             parts.append({"image_base64": base64.b64encode(_encoded(part)).decode("ascii")})
         else:

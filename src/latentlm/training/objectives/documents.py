@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.data.datasets import Part
-from latentlm.data.documents import DocumentDataConfig, DocumentSource, RawImage, open_documents
+from latentlm.data.documents import (
+    DocumentDataConfig,
+    DocumentSource,
+    RawImage,
+    StoredCodes,
+    StoredLatents,
+    StoredMedium,
+    open_documents,
+)
 from latentlm.data.documents.composed import ComposedDataConfig, open_composed
 from latentlm.data.images import fitted_size, image_shape, load_image, load_image_of_any_shape
 from latentlm.data.loader import load_numbered
@@ -26,11 +34,13 @@ from latentlm.data.records import BadRecord
 from latentlm.generation.image_pipeline import AnyImageTokenizer, load_image_tokenizer
 from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
 from latentlm.sequence import LatentSlot, PackingPlan, PackingReport
+from latentlm.tokenizers.base import Posterior
 from latentlm.tokenizers.text import StoredTextTokenizer, TextTokenizerConfig, open_text_tokenizer
 from latentlm.training import distributed
 from latentlm.training.document_batches import DocumentBatches, DocumentPieces, PictureReader, RawPiece
 from latentlm.training.objective import Counts, Objective
 from latentlm.training.optim import OptimConfig, OptimizerGroups, parameter_groups
+from latentlm.training.speech_documents import AnySpeechTokenizer, SpeechSourceConfig, open_speech_documents
 from latentlm.training.trainer import TrainerConfig
 
 # Streams of the keyed noise of one step.
@@ -51,23 +61,27 @@ AnyDocumentConfig = DocumentDataConfig | ComposedDataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentSourceConfig:
-    """One source of the mixture: files, or documents composed from labelled pictures."""
+    """One source of the mixture: files, documents composed from labelled pictures, or recordings."""
 
     data: DocumentDataConfig | None = None
     """Files, and how their records become documents."""
     composed: ComposedDataConfig | None = None
     """Labelled pictures, and what is asked and said of them."""
+    speech: SpeechSourceConfig | None = None
+    """Recordings, and what documents are made of them."""
     weight: float = 1.0
     """Share of the mixture's tokens, up to a common factor."""
 
     def __post_init__(self) -> None:
-        if (self.data is None) == (self.composed is None):
-            raise ValueError("a source is either data (files) or composed (from labelled pictures); give one of them")
+        if sum(given is not None for given in (self.data, self.composed, self.speech)) != 1:
+            raise ValueError(
+                "a source is either data (files), composed (from labelled pictures) or speech (recordings); give one"
+            )
 
     @property
-    def settings(self) -> AnyDocumentConfig:
+    def settings(self) -> AnyDocumentConfig | SpeechSourceConfig:
         """Whichever is given."""
-        chosen = self.composed if self.data is None else self.data
+        chosen = self.data or self.composed or self.speech
         assert chosen is not None, "checked above"
         return chosen
 
@@ -185,6 +199,18 @@ class DocumentObjective(Objective):
     def model_losses(self, batch: Any, totals: Counts | None) -> dict[str, Tensor]:
         """Named losses of a batch from `lay_out`, `total` among them; None as totals means the batch's own counts."""
 
+    @abstractmethod
+    def noised_text_losses(self, batch: Any, noise_level: float) -> dict[str, Tensor]:
+        """`lm` and `lm/<source>` of a batch from `lay_out` whose pictures are read noised; for evaluation.
+
+        Args:
+            batch: With pictures as latents.
+            noise_level: Share of the way from data (0, clean) to noise (1) along the model's own schedule.
+
+        Raises:
+            ValueError: If the model's pictures are no latents, or the level is no share.
+        """
+
     def optimizer_groups(self) -> dict[str, OptimizerGroups]:
         """One AdamW over what is trained of the model."""
         return {"model": OptimizerGroups(self.optim, parameter_groups([self.model], self.optim))}
@@ -212,31 +238,60 @@ class DocumentObjective(Objective):
         return self.lay_out(rows, tokens, int(combine_keys(step_seed, MODEL_STREAM)))
 
     def _drops(self, pieces: Sequence[RawPiece], seed: int) -> list[int | None]:
-        """For each piece the picture before which all is dropped, or None."""
+        """For each piece the medium before which all is dropped, or None."""
         keys = torch.tensor([piece.key for piece in pieces])
         uniforms = keyed_uniform(seed, keys, (2,)).tolist()
         return [
-            int(which * len(piece.pictures)) if piece.pictures and chance < self.drop_cond_prob else None
+            int(which * len(piece.media)) if piece.media and chance < self.drop_cond_prob else None
             for piece, (chance, which) in zip(pieces, uniforms, strict=True)
         ]
 
     def _encode_all(self, pieces: Sequence[RawPiece], seed: int) -> dict[int, list[Tensor]]:
-        """Key of a piece to its pictures' tokens; pictures of one size are encoded together."""
-        places = [(piece, number) for piece in pieces for number in range(len(piece.pictures))]
-        by_shape: dict[tuple[int, ...], list[tuple[RawPiece, int]]] = {}
-        for piece, number in places:
-            by_shape.setdefault(tuple(piece.pictures[number].shape), []).append((piece, number))
+        """Key of a piece to its media's tokens."""
+        alike: dict[tuple[Any, ...], list[tuple[RawPiece, int]]] = {}
+        for piece in pieces:
+            for number, medium in enumerate(piece.media):
+                alike.setdefault(_form(medium), []).append((piece, number))
         tokens: dict[int, dict[int, Tensor]] = {piece.key: {} for piece in pieces}
-        for same_size in by_shape.values():
-            pixels = torch.stack([piece.pictures[number] for piece, number in same_size]).to(self.device)
-            pictures = pixels.float().div_(127.5).sub_(1.0)
-            keys = torch.stack([combine_keys(piece.key, number) for piece, number in same_size]).to(self.device)
+        for places in alike.values():
+            media = [piece.media[number] for piece, number in places]
+            keys = torch.stack([combine_keys(piece.key, number) for piece, number in places]).to(self.device)
             # float32 even inside autocast: the tokenizer is small next to the model, and its latents are targets.
             with torch.autocast(self.device.type, enabled=False):
-                encoded = self.encode(pictures, seed, keys)
-            for (piece, number), of_picture in zip(same_size, encoded.cpu(), strict=True):
-                tokens[piece.key][number] = of_picture
+                encoded = self._encode_alike(media, seed, keys)
+            for (piece, number), of_medium in zip(places, encoded.cpu(), strict=True):
+                tokens[piece.key][number] = of_medium
         return {key: [of_piece[number] for number in range(len(of_piece))] for key, of_piece in tokens.items()}
+
+    def _encode_alike(self, media: Sequence[Tensor | StoredMedium], seed: int, keys: Tensor) -> Tensor:
+        """Tokens of media of one form."""
+        codes = [medium for medium in media if isinstance(medium, StoredCodes)]
+        if codes:
+            return self.take_codes(codes[0].modality, torch.stack([medium.codes for medium in codes]))
+        stored = [medium for medium in media if isinstance(medium, StoredLatents)]
+        if not stored:
+            pixels = torch.stack([medium for medium in media if isinstance(medium, Tensor)]).to(self.device)
+            return self.encode(pixels.float().div_(127.5).sub_(1.0), seed, keys)
+        mean = torch.stack([medium.mean for medium in stored]).to(self.device)
+        log_stds = [medium.log_std for medium in stored if medium.log_std is not None]
+        posterior = Posterior(mean, torch.stack(log_stds).to(self.device) if log_stds else None)
+        return self.sample_stored(stored[0].modality, posterior, seed, keys)
+
+    def sample_stored(self, modality: str, posterior: Posterior, noise_seed: int, keys: Tensor) -> Tensor:
+        """Latents of media that were encoded beforehand, [B, n, C]; for models that take such.
+
+        Raises:
+            ValueError: If the model takes none.
+        """
+        raise ValueError(f"a document holds {modality}, which a '{self.kind}' does not read")
+
+    def take_codes(self, modality: str, codes: Tensor) -> Tensor:
+        """Codes [B, n, Q] of media that were encoded beforehand; for models that take such.
+
+        Raises:
+            ValueError: If the model takes none.
+        """
+        raise ValueError(f"a document holds codes of {modality}, which a '{self.kind}' does not read")
 
     def counts(self, batch: Any) -> Counts:
         """What each loss of the model is a mean over."""
@@ -277,7 +332,7 @@ class DocumentObjective(Objective):
 
 
 def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
-    """A piece without all that stands before its picture `number`; None leaves it whole.
+    """A piece without all that stands before its medium `number`; None leaves it whole.
 
     What is left begins as a document does, so that it looks like what guidance's unconditional stream reads.
     """
@@ -288,17 +343,29 @@ def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
         replace(part, raw=part.raw - number) if isinstance(part, LatentSlot) else part
         for part in piece.segments[start:]
     )
-    return replace(piece, segments=segments, pictures=piece.pictures[number:], begins_anew=True)
+    return replace(piece, segments=segments, media=piece.media[number:], begins_anew=True)
+
+
+def _form(medium: Tensor | StoredMedium) -> tuple[Any, ...]:
+    """Media of the same form are encoded together."""
+    if isinstance(medium, StoredMedium):
+        return type(medium), medium.modality, medium.num_tokens
+    return tuple(medium.shape)
 
 
 def open_recipe_documents(
-    recipe: DocumentRecipe, *, max_grid_side: int | None = None, progress: bool = True
+    recipe: DocumentRecipe,
+    *,
+    max_grid_side: int | None = None,
+    speech_tokenizer: AnySpeechTokenizer | None = None,
+    progress: bool = True,
 ) -> OpenedDocuments:
     """Open the sources and tokenizers of a recipe and plan its rows.
 
     Args:
         recipe: Sources, tokenizers, lengths.
         max_grid_side: Longest side in latents of pictures that keep their shape and say it; None makes all alike.
+        speech_tokenizer: Encodes recordings.
         progress: Show progress bars while lengths are counted.
 
     Raises:
@@ -306,9 +373,8 @@ def open_recipe_documents(
     """
     text_tokenizer = open_text_tokenizer(recipe.text_tokenizer)
     tokenizer = None if recipe.tokenizer is None else load_image_tokenizer(recipe.tokenizer)
-    sources = [
-        _pieces(name, recipe, "train", text_tokenizer, tokenizer, max_grid_side, progress) for name in recipe.sources
-    ]
+    opener = _Opener(recipe, text_tokenizer, tokenizer, max_grid_side, speech_tokenizer)
+    sources = [opener.pieces(name, "train", progress=progress) for name in recipe.sources]
     weights = [source.weight for source in recipe.sources.values()]
     plan = PackingPlan(
         [source.lengths for source in sources], weights, max_length=recipe.max_length, seed=recipe.trainer.seed
@@ -325,8 +391,7 @@ def open_recipe_documents(
         world_size=distributed.world_size(),
         max_bad_records=sum(source.settings.max_bad_records for source in recipe.sources.values()),
     )
-    held_out = _held_out(recipe, text_tokenizer, tokenizer, max_grid_side)
-    return OpenedDocuments(batches, held_out, text_tokenizer, tokenizer, report)
+    return OpenedDocuments(batches, _held_out(opener), text_tokenizer, tokenizer, report)
 
 
 def make_document_loader(batches: DocumentBatches, trainer: TrainerConfig) -> Callable[[int], Iterator[Any]]:
@@ -334,43 +399,56 @@ def make_document_loader(batches: DocumentBatches, trainer: TrainerConfig) -> Ca
     return lambda start: load_numbered(batches, batches, start_batch=start, num_workers=trainer.num_workers)
 
 
-def _held_out(
-    recipe: DocumentRecipe,
-    text_tokenizer: StoredTextTokenizer,
-    tokenizer: AnyImageTokenizer | None,
-    max_grid_side: int | None,
-) -> Callable[[], Iterable[Mapping[str, Any]]] | None:
+@dataclass(frozen=True, eq=False)
+class _Opener:
+    """Opens the sources of a recipe with its tokenizers."""
+
+    recipe: DocumentRecipe
+    text_tokenizer: StoredTextTokenizer
+    tokenizer: AnyImageTokenizer | None
+    max_grid_side: int | None
+    speech_tokenizer: AnySpeechTokenizer | None
+
+    def pieces(self, name: str, part: Part, *, progress: bool) -> DocumentPieces:
+        settings = self.recipe.sources[name].settings
+        if isinstance(settings, SpeechSourceConfig):
+            documents, reader = self._recordings(name, settings, part, progress), _NO_PICTURES
+        else:
+            data = with_size(name, settings, self.tokenizer)
+            documents = open_any_documents(data, part=part)
+            reader = picture_reader(data, self.tokenizer, max_grid_side=self.max_grid_side)
+        return DocumentPieces(
+            documents,
+            self.text_tokenizer,
+            reader,
+            max_length=self.recipe.max_length,
+            group=list(self.recipe.sources).index(name),
+            progress=f"counting tokens of {name}" if progress else None,
+        )
+
+    def _recordings(self, name: str, settings: SpeechSourceConfig, part: Part, progress: bool) -> DocumentSource:
+        if self.speech_tokenizer is None:
+            raise ValueError(
+                f"sources.{name} holds recordings, but there is no tokenizer of speech: recipes of kinds that read "
+                "speech name it (--speech_tokenizer RUN/model)"
+            )
+        bar = f"encoding {name}" if progress else None
+        return open_speech_documents(settings, self.speech_tokenizer, part=part, progress=bar)
+
+
+def _held_out(opener: _Opener) -> Callable[[], Iterable[Mapping[str, Any]]] | None:
     """Every held-out source has the same share: the losses are told apart by source."""
+    recipe = opener.recipe
     names = [name for name, source in recipe.sources.items() if source.settings.validation_ratio > 0]
     if len(names) < len(recipe.sources):
         return None
-    sources = [_pieces(name, recipe, "validation", text_tokenizer, tokenizer, max_grid_side, False) for name in names]
+    sources = [opener.pieces(name, "validation", progress=False) for name in names]
     plan = PackingPlan(
         [source.lengths for source in sources], [1.0] * len(sources), max_length=recipe.max_length, seed=0
     )
     size = min(recipe.trainer.batch_size, NUM_HELD_OUT_ROWS)
     batches = DocumentBatches(sources, plan, batch_size=size)
     return lambda: itertools.islice(load_numbered(batches, batches), NUM_HELD_OUT_ROWS // size)
-
-
-def _pieces(
-    name: str,
-    recipe: DocumentRecipe,
-    part: Part,
-    text_tokenizer: StoredTextTokenizer,
-    tokenizer: AnyImageTokenizer | None,
-    max_grid_side: int | None,
-    progress: bool,
-) -> DocumentPieces:
-    data = with_size(name, recipe.sources[name].settings, tokenizer)
-    return DocumentPieces(
-        open_any_documents(data, part=part),
-        text_tokenizer,
-        picture_reader(data, tokenizer, max_grid_side=max_grid_side),
-        max_length=recipe.max_length,
-        group=list(recipe.sources).index(name),
-        progress=f"counting tokens of {name}" if progress else None,
-    )
 
 
 def open_any_documents(data: AnyDocumentConfig, *, part: Part) -> DocumentSource:
@@ -439,3 +517,10 @@ def picture_reader(
 
 def _refuse_picture(picture: RawImage) -> tuple[int, int]:
     raise BadRecord(picture.name, "the document has a picture, but the recipe names no tokenizer of pictures")
+
+
+def _refuse_to_read(picture: RawImage) -> Tensor:
+    raise BadRecord(picture.name, "a source of recordings holds no pictures")
+
+
+_NO_PICTURES = PictureReader(_refuse_to_read, _refuse_picture, says_size=False)

@@ -11,13 +11,16 @@ from torch import Tensor
 from latentlm.generation.document_pipeline import TEXT
 from latentlm.generation.pipeline import LatentLMPipeline, check_tokenizers
 from latentlm.generation.requests import LatentSamplingConfig, PartEvent, TextSamplingConfig
-from latentlm.models.hf_checkpoint import load_hf_backbone
-from latentlm.models.latentlm import LatentLM, LatentLMConfig
+from latentlm.models.latentlm import NOISE_STREAM, LatentLM, LatentLMConfig
+from latentlm.nn.keyed_noise import keyed_normal
 from latentlm.pictures import picture_grid
 from latentlm.sequence import Document, IdsPart, LatentPart, PackedBatch, SequenceBuilder
+from latentlm.tokenizers.base import LatentTokenizer, Posterior
 from latentlm.tokenizers.image import ImageTokenizer
+from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import RawPiece
+from latentlm.training.initial_weights import load_initial_weights
 from latentlm.training.lora import LoraConfig, add_lora, freeze, merge_lora
 from latentlm.training.objective import Counts
 from latentlm.training.objectives.documents import (
@@ -30,19 +33,26 @@ from latentlm.training.optim import OptimConfig
 
 _GRID_PICTURES = 16
 
+_TOKENIZER_FLAGS = {"image": "--tokenizer", "speech": "--speech_tokenizer"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalRecipe(DocumentRecipe):
-    """A LatentLM that reads and writes text and pictures in any order."""
+    """A LatentLM that reads and writes text, pictures and speech in any order."""
 
     model: LatentLMConfig
     """The model. `vocabulary.num_text_ids: 0` takes the number of ids from the text tokenizer."""
     generation: LatentSamplingConfig = field(default_factory=LatentSamplingConfig)
     """How pictures are sampled; saved with the model as its default."""
+    speech_tokenizer: str | None = None
+    """Folder of the trained speech tokenizer (its run's `model` folder). null for models without speech."""
+    speech_generation: LatentSamplingConfig = field(default_factory=LatentSamplingConfig)
+    """How speech is sampled; likewise. The paper: cfg_scale 4, 5 solver steps."""
     text_generation: TextSamplingConfig = field(default_factory=TextSamplingConfig)
     """How text is sampled; likewise."""
     init_from: str | None = None
-    """Folder of a Llama or Qwen checkpoint in Hugging Face format to start from."""
+    """What to start from: the `model` folder of a run of documents with the same tokenizers, or the folder of a Llama
+    or Qwen checkpoint in Hugging Face format."""
     lora: LoraConfig | None = None
     """Train low-rank changes of the backbone instead of its weights; they are folded in when the model is saved."""
     freeze: list[str] = field(default_factory=list)
@@ -61,9 +71,11 @@ class MultimodalObjective(DocumentObjective):
 
     Args:
         model: What is trained.
-        tokenizer: Frozen; encodes pictures and decodes samples. None for text alone.
+        tokenizer: Frozen; encodes pictures and decodes samples. None for a model without pictures.
         text_tokenizer: Saved with the model.
+        speech_tokenizer: Frozen; samples and decodes speech. None for a model without.
         sampling: Of pictures, saved with the model.
+        speech_sampling: Of speech, likewise.
         text_sampling: Of text, likewise.
         **options: Of `DocumentObjective`.
 
@@ -84,15 +96,28 @@ class MultimodalObjective(DocumentObjective):
         sampling: LatentSamplingConfig,
         text_sampling: TextSamplingConfig,
         optim: OptimConfig,
+        speech_tokenizer: SpeechTokenizer | None = None,
+        speech_sampling: LatentSamplingConfig | None = None,
         **options: Any,
     ) -> None:
-        check_tokenizers(model, {} if tokenizer is None else {"image": tokenizer})
         super().__init__(model, tokenizer, optim=optim, **options)
         self.text_tokenizer = text_tokenizer
+        self.speech_tokenizer = None
+        if speech_tokenizer is not None:
+            self.speech_tokenizer = speech_tokenizer.requires_grad_(False).eval()
+            self.frozen_children = (*self.frozen_children, "speech_tokenizer")
+        check_tokenizers(model, self.latent_tokenizers)
+        self.speech_sampling = speech_sampling or LatentSamplingConfig()
         self.sampling = sampling
         self.text_sampling = text_sampling
         self.is_adapted = False
         self.builder = SequenceBuilder(model.config.vocabulary, list(model.config.modalities), text_tokenizer)
+
+    @property
+    def latent_tokenizers(self) -> dict[str, Any]:
+        """By modality."""
+        tokenizers = {"image": self.tokenizer, "speech": self.speech_tokenizer}
+        return {name: tokenizer for name, tokenizer in tokenizers.items() if tokenizer is not None}
 
     def adapt(self, config: LoraConfig) -> None:
         """Train low-rank changes of the backbone instead of its weights."""
@@ -107,6 +132,12 @@ class MultimodalObjective(DocumentObjective):
         """Latents, freshly sampled from the tokenizer's posterior."""
         assert self.tokenizer is not None
         return self.tokenizer.sample_keyed(self.tokenizer.posterior(pictures), noise_seed, keys)
+
+    def sample_stored(self, modality: str, posterior: Posterior, noise_seed: int, keys: Tensor) -> Tensor:
+        """Latents, freshly sampled from a stored posterior."""
+        if modality not in self.latent_tokenizers:
+            return super().sample_stored(modality, posterior, noise_seed, keys)
+        return self.latent_tokenizers[modality].sample_keyed(posterior, noise_seed, keys)
 
     def lay_out(
         self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int
@@ -133,14 +164,25 @@ class MultimodalObjective(DocumentObjective):
         packed, noise_seed = batch
         return self.model(packed, noise_seed=noise_seed, totals=totals)
 
+    def noised_text_losses(self, batch: tuple[PackedBatch, int], noise_level: float) -> dict[str, Tensor]:
+        """Text after latents under more noise than the tokenizer's own, which no training document shows."""
+        packed, noise_seed = batch
+        latents = {name: self._noised(name, packed, noise_seed, noise_level) for name in packed.latents}
+        losses = self.model(replace(packed, latents=latents), noise_seed=noise_seed)
+        return {name: loss for name, loss in losses.items() if name.split("/")[0] == "lm"}
+
+    def _noised(self, name: str, packed: PackedBatch, noise_seed: int, noise_level: float) -> Tensor:
+        latents, process = packed.latents[name].float(), self.model.processes[name]
+        timestep = torch.full(latents.shape[:1], process.timestep_at(noise_level), device=latents.device)
+        noise = keyed_normal(noise_seed, packed.latent_keys[name], latents.shape[1:], stream=NOISE_STREAM)
+        return process.add_noise(latents, noise, timestep) if noise_level else latents
+
     def pipeline(self) -> LatentLMPipeline:
         """Model and tokenizers as users will hold them."""
         model = merge_lora(self.model) if self.is_adapted else self.model
-        tokenizers: dict[str, Any] = {TEXT: self.text_tokenizer}
-        sampling: dict[str, Any] = {TEXT: self.text_sampling}
-        if self.tokenizer is not None:
-            tokenizers["image"], sampling["image"] = self.tokenizer, self.sampling
-        return LatentLMPipeline(model, tokenizers, sampling)
+        tokenizers = {TEXT: self.text_tokenizer, **self.latent_tokenizers}
+        sampling = {TEXT: self.text_sampling, "image": self.sampling, "speech": self.speech_sampling}
+        return LatentLMPipeline(model, tokenizers, {name: sampling[name] for name in tokenizers})
 
     @torch.no_grad()
     def sample_grid(self, *, seed: int) -> Tensor | None:
@@ -177,21 +219,29 @@ def build_multimodal(
     image = recipe.model.modalities.get("image")
     says_size = image is not None and image.says_size
     max_grid_side = recipe.model.vocabulary.max_grid_side if says_size else None
-    opened = open_recipe_documents(recipe, max_grid_side=max_grid_side)
+    speech_tokenizer = None
+    if recipe.speech_tokenizer is not None:
+        speech_tokenizer = SpeechTokenizer.from_pretrained(recipe.speech_tokenizer)
+    opened = open_recipe_documents(recipe, max_grid_side=max_grid_side, speech_tokenizer=speech_tokenizer)
     tokenizer = opened.tokenizer
     if tokenizer is not None and not isinstance(tokenizer, ImageTokenizer):
         raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
-    recipe = replace(recipe, model=_fitted(recipe, opened.text_tokenizer, tokenizer))
+    tokenizers = {"image": tokenizer, "speech": speech_tokenizer}
+    recipe = replace(recipe, model=_fitted(recipe, opened.text_tokenizer, tokenizers))
     with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
         torch.manual_seed(recipe.trainer.seed)
         model = LatentLM(recipe.model)
         if recipe.init_from is not None:
-            load_hf_backbone(model, Path(recipe.init_from))
+            eos_ids = load_initial_weights(model, Path(recipe.init_from), opened.text_tokenizer)
+            if not recipe.text_generation.eos_ids:
+                recipe = replace(recipe, text_generation=replace(recipe.text_generation, eos_ids=eos_ids))
         objective = MultimodalObjective(
             model,
             tokenizer,
             opened.text_tokenizer,
+            speech_tokenizer=speech_tokenizer,
             sampling=recipe.generation,
+            speech_sampling=recipe.speech_generation,
             text_sampling=recipe.text_generation,
             optim=recipe.optim,
             drop_cond_prob=recipe.drop_cond_prob,
@@ -207,26 +257,29 @@ def build_multimodal(
 
 
 def _fitted(
-    recipe: MultimodalRecipe, text_tokenizer: StoredTextTokenizer, tokenizer: ImageTokenizer | None
+    recipe: MultimodalRecipe, text_tokenizer: StoredTextTokenizer, tokenizers: Mapping[str, LatentTokenizer | None]
 ) -> LatentLMConfig:
     """The model's config with what the tokenizers say."""
     config, vocabulary = recipe.model, recipe.model.vocabulary
     if vocabulary.num_text_ids == 0:
         vocabulary = replace(vocabulary, num_text_ids=text_tokenizer.num_ids)
     modalities = dict(config.modalities)
-    if ("image" in modalities) != (tokenizer is not None):
-        raise ValueError(
-            "the model has the modality 'image' but the recipe names no tokenizer; train one first (latentlm train "
-            "recipes/..._tokenizer.yaml --out RUN) and pass --tokenizer RUN/model"
-            if tokenizer is None
-            else "the recipe names a tokenizer of pictures, but the model has no modality 'image'"
-        )
-    if tokenizer is not None:
-        image = modalities["image"]
-        if image.latent_dim != tokenizer.latent_dim:
+    for name, tokenizer in tokenizers.items():
+        flag = _TOKENIZER_FLAGS[name]
+        if (name in modalities) != (tokenizer is not None):
+            raise ValueError(
+                f"the model has the modality '{name}' but the recipe names no tokenizer of it; train one first "
+                f"(latentlm train recipes/..._tokenizer.yaml --out RUN) and pass {flag} RUN/model"
+                if tokenizer is None
+                else f"the recipe names a tokenizer ({flag}), but the model has no modality '{name}'"
+            )
+        if tokenizer is None:
+            continue
+        modality = modalities[name]
+        if modality.latent_dim != tokenizer.latent_dim:
             raise ValueError(
                 f"the tokenizer gives latents of {tokenizer.latent_dim} dimensions but the model was configured for "
-                f"{image.latent_dim}; pass --model.modalities.image.latent_dim {tokenizer.latent_dim}"
+                f"{modality.latent_dim}; pass --model.modalities.{name}.latent_dim {tokenizer.latent_dim}"
             )
-        modalities["image"] = replace(image, tokenizer_fingerprint=tokenizer.fingerprint())
+        modalities[name] = replace(modality, tokenizer_fingerprint=tokenizer.fingerprint())
     return replace(config, vocabulary=vocabulary, modalities=modalities)

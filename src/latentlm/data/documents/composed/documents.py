@@ -162,5 +162,5 @@ def fit_pictures(document: RawDocument, config: ComposedDataConfig) -> RawDocume
         )
         return RawImage(pixels, image.name)
 
-    parts = tuple(part if isinstance(part, str) else fitted(part) for part in document.parts)
+    parts = tuple(fitted(part) if isinstance(part, RawImage) else part for part in document.parts)
     return replace(document, parts=parts)

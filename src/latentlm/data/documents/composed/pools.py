@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from latentlm.data.documents.document import RawImage
-from latentlm.data.documents.opening import _digest
+from latentlm.data.documents.opening import digest_of_files
 from latentlm.data.records import Source
 
 MAX_OF_ONE_CLASS = 4
@@ -50,7 +50,7 @@ class Pool:
     def fingerprint(self) -> str:
         """SHA-256, as hex, over files, names, and which picture has which label; see `DocumentSource.fingerprint`."""
         digest = hashlib.sha256(repr((self.noun, self.names, self.plurals)).encode())
-        digest.update(_digest(self.files).encode())
+        digest.update(digest_of_files(self.files).encode())
         for records in self.records:
             digest.update(len(records).to_bytes(8, "little") + records.astype("<i8").tobytes())
         return digest.hexdigest()
