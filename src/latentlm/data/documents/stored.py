@@ -34,9 +34,7 @@ class LatentDocuments(DocumentSource):
         ValueError: If a template is malformed or leaves the clip out.
     """
 
-    def __init__(
-        self, clips: Sequence[Clip], *, modality: str, templates: Sequence[str], fingerprint: str
-    ) -> None:
+    def __init__(self, clips: Sequence[Clip], *, modality: str, templates: Sequence[str], fingerprint: str) -> None:
         self._clips = clips
         self._modality = modality
         self._templates = [DocumentTemplate.parse(template) for template in templates]
