@@ -10,10 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+from latentlm.baselines.codec_lm import CodecLM, CodecLMPipeline, CodecLMRecipe, build_codec_lm
 from latentlm.baselines.dit import DiT, DiTRecipe
 from latentlm.baselines.givt import GIVT, GIVTRecipe
 from latentlm.baselines.mar import MAR, MARRecipe
 from latentlm.baselines.maskgit import MaskGIT, MaskGITRecipe
+from latentlm.baselines.mel_ar import (
+    MelAR,
+    MelARPipeline,
+    MelARRecipe,
+    MelVocoder,
+    MelVocoderRecipe,
+    build_mel_ar,
+    build_mel_vocoder,
+)
 from latentlm.baselines.transfusion import Transfusion, TransfusionPipeline, TransfusionRecipe, build_transfusion
 from latentlm.baselines.vq_ar import VQAR, VQARRecipe
 from latentlm.baselines.vq_mllm import VQMLLM, VQMLLMPipeline, VQMLLMRecipe, build_vq_mllm
@@ -76,6 +86,9 @@ KINDS: dict[str, Kind] = {
     "multimodal": Kind(MultimodalRecipe, build_multimodal, LatentLMPipeline.from_pretrained, LatentLM),
     "transfusion": Kind(TransfusionRecipe, build_transfusion, TransfusionPipeline.from_pretrained, Transfusion),
     "vq_mllm": Kind(VQMLLMRecipe, build_vq_mllm, VQMLLMPipeline.from_pretrained, VQMLLM),
+    "mel_vocoder": Kind(MelVocoderRecipe, build_mel_vocoder, MelVocoder.from_pretrained, MelVocoder),
+    "mel_ar": Kind(MelARRecipe, build_mel_ar, MelARPipeline.from_pretrained, MelAR),
+    "codec_lm": Kind(CodecLMRecipe, build_codec_lm, CodecLMPipeline.from_pretrained, CodecLM),
     "dit": image_model(DiTRecipe, DiT),
     "mar": image_model(MARRecipe, MAR),
     "givt": image_model(GIVTRecipe, GIVT),

@@ -53,7 +53,8 @@ SIZES: dict[str, dict[str, Any]] = {
 GENERATORS = tuple(
     name
     for name, kind in KINDS.items()
-    if kind.model_class not in TOKENIZER_CLASSES.values() and not issubclass(kind.recipe_class, DocumentRecipe)
+    if not issubclass(kind.model_class, (*TOKENIZER_CLASSES.values(),))
+    and not issubclass(kind.recipe_class, DocumentRecipe)
 )
 """Every kind that draws pictures of labels."""
 

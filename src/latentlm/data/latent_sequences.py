@@ -4,8 +4,9 @@ As in `latents.py` a cache holds the posterior, never a sample, and the fingerpr
 length, so a shard holds them end to end.
 
 Folder: `latents-00000.safetensors`, ... with `latent_mean` [sum n, C], `length` [m], `key` [m] and optionally
-`latent_log_std` [sum n, C], or, of a codec, `codes` [sum n, Q] in the place of these two; `records-00000.json`, ... with the other fields of every clip; and `index.json`, rewritten
-after each shard. A shard that the index does not name was interrupted, and is written again.
+`latent_log_std` [sum n, C]; of a codec `codes` [sum n, Q] in the place of mean and deviation. `records-00000.json`, ...
+with the other fields of every clip; and `index.json`, rewritten after each shard. A shard that the index does not name
+was interrupted, and is written again.
 
 Shapes: m clips of a shard, n latents or frames of a clip, C latent_dim, Q codes of a frame.
 """
@@ -147,7 +148,9 @@ class LatentSequenceWriter:
         }
         for name, of_clips in parts.items():
             if of_clips:
-                assert len(of_clips) == len(clips), "a tokenizer gives codes, and learns the variance, of all or of none"
+                assert len(of_clips) == len(clips), (
+                    "a tokenizer gives codes, and learns the variance, of all or of none"
+                )
                 tensors[name] = torch.cat([tensor.detach().cpu() for tensor in of_clips])
         number = len(self._index["shards"])
         entry = {

@@ -19,9 +19,7 @@ def test_filters_are_triangles_between_the_corners(scale):
     # Neighbours overlap and sum to one between the first centre and the last.
     between = slice(int(filters[0].argmax()) + 1, int(filters[-1].argmax()))
     # float32 rounding of two slopes.
-    torch.testing.assert_close(
-        filters.sum(dim=0)[between], torch.ones(between.stop - between.start), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(filters.sum(dim=0)[between], torch.ones(between.stop - between.start), atol=1e-5, rtol=0)
 
 
 def test_slaney_norm_gives_every_filter_the_same_area():

@@ -150,7 +150,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer": None}, "names no tokenizer; train one first"),
+        ({"tokenizer": None}, "names no tokenizer of it; train one first"),
         ({"model__modalities__image__latent_dim": 5}, "--model.modalities.image.latent_dim 6"),
         ({"model__lm_head": False, "model__vocabulary": {"num_classes": 3}}, "needs a softmax head"),
         ({"model__vocabulary": {"switch_tokens": True, "num_text_ids": 300}}, "num_text_ids=300"),
