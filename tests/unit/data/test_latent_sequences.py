@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from latentlm.data.latent_sequences import LatentClip, LatentSequences, LatentSequenceWriter
+from latentlm.data.latent_sequences import CodeClip, LatentClip, LatentSequences, LatentSequenceWriter
 from latentlm.data.records import DataError
 
 
@@ -40,6 +40,24 @@ def test_clips_of_any_length_come_back_with_their_words(tmp_path, log_std: bool)
         assert torch.equal(found.mean, expected.mean)
         assert (found.log_std is None) == (not log_std)
         assert (found.key, dict(found.fields)) == (expected.key, dict(expected.fields))
+
+
+def test_codes_come_back_as_codes(tmp_path) -> None:
+    clips = [
+        CodeClip(torch.arange(3 * length, dtype=torch.int32).view(length, 3), 7 + length, {"text": "one"})
+        for length in (2, 1, 4, 3)
+    ]
+    writer = writer_of(tmp_path)
+    for position, one in enumerate(clips, start=1):
+        writer.append(one, position=position)
+    writer.close()
+    cache = LatentSequences(tmp_path)
+    assert cache.lengths.tolist() == [2, 1, 4, 3]
+    for found, expected in zip(cache.clips, clips, strict=True):
+        assert isinstance(found, CodeClip)
+        assert found.codes.dtype == torch.int32
+        assert torch.equal(found.codes, expected.codes)
+        assert (found.key, found.fields) == (expected.key, expected.fields)
 
 
 def test_an_interrupted_encoding_goes_on_after_the_last_whole_shard(tmp_path) -> None:

@@ -52,7 +52,7 @@ class Resemblyzer:
             with warnings.catch_warnings():
                 # It imports a deprecated name of SciPy and, by way of webrtcvad, of setuptools.
                 warnings.simplefilter("ignore")
-                import resemblyzer
+                import resemblyzer  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(
                 "speaker similarity needs the library Resemblyzer: pip install 'latentlm[eval-speaker]'"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from latentlm.data.documents import StoredLatents, write_jsonl
+from latentlm.data.documents import StoredCodes, StoredLatents, write_jsonl
 from latentlm.data.documents.stored import LatentDocuments
-from latentlm.data.latent_sequences import LatentClip
+from latentlm.data.latent_sequences import CodeClip, LatentClip
 from latentlm.data.records import DataError
 
 BOTH_WAYS = ["{text}{speech}", "{speech}{text}", "{speech}"]
@@ -29,6 +29,16 @@ def test_every_clip_goes_through_every_template_that_it_has_the_fields_for() -> 
     assert isinstance(spoken, StoredLatents)
     assert spoken.modality == "speech"
     assert documents[0].parts[0] == "one"
+
+
+def test_clips_of_a_codec_become_documents_of_codes() -> None:
+    clip_of_codes = CodeClip(torch.arange(6).view(2, 3), 0, {"text": "one"})
+    documents = LatentDocuments([clip_of_codes], modality="speech", templates=BOTH_WAYS, fingerprint="f")
+    text, spoken = documents[0].parts
+    assert text == "one"
+    assert isinstance(spoken, StoredCodes)
+    assert (spoken.modality, spoken.num_tokens) == ("speech", 2)
+    assert torch.equal(spoken.codes, clip_of_codes.codes)
 
 
 def test_a_text_that_spells_a_field_stays_a_text() -> None:
