@@ -15,6 +15,9 @@ from latentlm.experiments import Experiment, Tools, read_experiment
 from latentlm.experiments.captioned_options import CaptionedOptions, EditedOptions
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.image_protocols import ImageGeneratorOptions
+from latentlm.experiments.speech_drift import SpeechDriftOptions
+from latentlm.experiments.speech_synthesis import TextToSpeechOptions
+from latentlm.experiments.speech_tokenizers import SpeechTokenizerOptions
 from latentlm.experiments.tables import rows_of
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -23,6 +26,9 @@ OPTIONS = {
     "document_model": DocumentModelOptions,
     "edited_pictures": EditedOptions,
     "image_generator": ImageGeneratorOptions,
+    "speech_drift": SpeechDriftOptions,
+    "speech_tokenizer": SpeechTokenizerOptions,
+    "text_to_speech": TextToSpeechOptions,
 }
 
 

@@ -1,23 +1,25 @@
-"""Score a trained tokenizer, generator or model of documents: distances, accuracy, likelihoods and more.
+"""Score a trained tokenizer, generator, speaker or model of documents: distances, accuracy, word errors and more.
 
     latentlm evaluate RUN/model --test-data fashion_mnist_test.npz --out scores
     latentlm evaluate RUN/model --test-data ... --part validation --cfg-scale 1 1.5 2 3 --out choice
     latentlm evaluate RUN/model --test-data ... --cfg-scale 1.5 --raw --out result
     latentlm evaluate RUN/model --measures text image_to_text questions --out documents
+    latentlm evaluate RUN/model --cfg-scale 2 4 --num-samples 200 --speakers theo --out voices
 
 The data set is the one of RUN/recipe.yaml, unless told otherwise. Settings are chosen on the part `validation`, where
 the judge of the final scores has no say, and then the part `test` is scored once. Classifiers that judge are trained at
 the first call on a data set (minutes) and kept. Writes scores.json, scores.md and, for generators, samples.png.
 
 Models of text and pictures are measured by the protocol document_model, as in experiments/documents_table3.yaml: of
-several values of --cfg-scale the one is taken whose validation pictures are nearest to real ones.
+several values of --cfg-scale the one is taken whose validation pictures are nearest to real ones. Tokenizers of sound
+are measured by the protocol speech_tokenizer, and models that speak by text_to_speech, as in experiments/speech_*.yaml.
 """
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentlm.cli import evaluate_documents
+from latentlm.cli import evaluate_documents, evaluate_speech
 from latentlm.cli.generate import add_precision
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--batch-size", type=int, default=250, help="pictures drawn at a time (default: 250)")
     add_precision(drawing)
     evaluate_documents.add_arguments(parser)
+    evaluate_speech.add_arguments(parser)
     parser.add_argument(
         "--judges", type=Path, default=_DEFAULT_JUDGES, metavar="DIR", help=f"their cache (default: {_DEFAULT_JUDGES})"
     )
@@ -82,6 +85,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     model = load(
         arguments.model, revision=arguments.revision, local_files_only=arguments.local_files_only, device=device
     )
+    if evaluate_speech.is_speech(model):
+        return evaluate_speech.score(model, arguments)
+    if arguments.speakers:
+        raise ValueError(f"{arguments.model} does not speak; leave --speakers out")
     if isinstance(model, DocumentPipeline) and model.text_tokenizer is not None:
         return evaluate_documents.score(model, arguments)
     if not isinstance(model, ImagePipeline | ImageTokenizer | VQImageTokenizer):

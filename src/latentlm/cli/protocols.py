@@ -12,6 +12,9 @@ from latentlm.experiments.edited_protocol import edited_pictures
 from latentlm.experiments.image_protocols import held_out_loss, image_generator, image_tokenizer
 from latentlm.experiments.long_generation import long_generation
 from latentlm.experiments.protocol import Protocol
+from latentlm.experiments.speech_drift import speech_drift
+from latentlm.experiments.speech_synthesis import text_to_speech
+from latentlm.experiments.speech_tokenizers import speech_tokenizer
 
 PROTOCOLS: dict[str, Protocol] = {
     "image_generator": image_generator,
@@ -22,6 +25,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "document_noise": partial(document_noise, build=build),
     "captioned_pictures": partial(captioned_pictures, build=build),
     "edited_pictures": partial(edited_pictures, build=build),
+    "speech_tokenizer": speech_tokenizer,
+    "text_to_speech": text_to_speech,
+    "speech_drift": speech_drift,
 }
 
 
