@@ -11,7 +11,7 @@ from experiment_paths import shown_paths
 from PIL import Image
 from spoken_tones import TONE_JUDGES, WORDS, ToneSpeaker, write_spoken_tones
 
-from latentlm.data.audio import AudioDataConfig
+from latentlm.data.audio import AudioDataConfig, WordStringConfig
 from latentlm.evaluation.speech.digit_classifier import DigitStringReader
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.experiments.results import look_up
@@ -57,8 +57,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> AudioDataConfig:
 def make_context(tmp_path_factory: pytest.TempPathFactory, corpus: AudioDataConfig) -> MakeContext:
     folder = tmp_path_factory.mktemp("experiment")
 
-    def make(name: str, speaker: ToneSpeaker, options: Mapping[str, Any] = OPTIONS, **data: Any) -> MeasureContext:
-        source = SpeechSourceConfig(recordings=replace(corpus, **data), words=WORDS)
+    def make(
+        name: str,
+        speaker: ToneSpeaker,
+        options: Mapping[str, Any] = OPTIONS,
+        *,
+        words: WordStringConfig | None = WORDS,
+        **data: Any,
+    ) -> MeasureContext:
+        source = SpeechSourceConfig(recordings=replace(corpus, **data), words=words)
         return MeasureContext(
             cell=name,
             axes={},
@@ -208,6 +215,16 @@ def test_a_left_out_speaker_is_judged_on_recordings_that_no_judge_has_learned_fr
     options = {**OPTIONS, "speakers": ["low"], "protocols": ["reference"], "num_timed": 0}
     result = text_to_speech(make_context("left_out", ToneSpeaker(), options, exclude_speakers=["low"]))
     assert (result["heard"], result["speakers"]) == (["high"], ["low"])
+
+
+def test_recorded_utterances_are_judged_without_a_classifier_of_words(make_context: MakeContext) -> None:
+    options = {**OPTIONS, "protocols": ["reference"], "trials": [{"cfg_scale": 2.0}], "num_timed": 0}
+    result = text_to_speech(make_context("utterances", ToneSpeaker(), options, words=None))
+    assert result["chosen"] == {"cfg_scale": 2.0}
+    assert set(result["judges"]) == {"ctc"}
+    assert result["reference"]["num_trials"] == 8
+    with pytest.raises(ValueError, match="nobody knows where theirs end"):
+        text_to_speech(make_context("sentences", ToneSpeaker(), {**options, "protocols": ["continuation"]}, words=None))
 
 
 @pytest.mark.parametrize(
