@@ -7,6 +7,7 @@ Shapes: S samples, N frames of an utterance, M num_mels.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ class MelARPipeline(HubUpload):
         self, text: str, voice: Voice | None = None, *, config: SpeakingConfig | None = None, seed: int = 0
     ) -> Iterator[Float[Tensor, "_samples"]]:
         """The whole sound as one chunk: the post-net looks at an utterance from both ends."""
+        config = replace(config or SpeakingConfig(), num_retries=0)
         (said,) = self.speak([text], [voice], config=config, seeds=[seed])
         yield said.waveform
 

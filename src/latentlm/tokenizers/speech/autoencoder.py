@@ -6,8 +6,8 @@
 Two designs differ in the first and the last layer alone:
 
     time domain (the paper's)   a convolution from and to samples; strides 4, 4, 5, 5, 8 make the paper's 3200
-    spectral (`spectrum`)       a short-time Fourier transform and its inverse; it takes over the fast strides, where a
-                                time-domain model spends most of its time, and learns on a small machine in minutes
+    spectral (`spectrum`)       a short-time Fourier transform and its inverse, which take over the fast strides; meant
+                                for small machines
 
 Both are causal, sample for sample, and stream exactly (`nn/causal_conv.py`): the N-th latent comes out with the last
 of its hop_length samples, and the waveform of a latent follows from it and earlier ones. A clip of any length is
