@@ -78,6 +78,9 @@ class TextToSpeechOptions:
     """How single words are joined, instead of the recipe's way."""
     origin: Origin = "recorded"
     """Whether the real clips are recordings or synthesised."""
+    max_real_word_error_rate: float | None = None
+    """Voices whose real clips the CTC recogniser reads worse than this are left out, and named: for synthetic voices,
+    some of which nobody understands. None keeps all."""
     max_frequency: float | None = None
     """Bandwidth at which voices are compared, Hz; None is half the sample rate."""
     voice_seconds: float = MIN_SECONDS
@@ -103,7 +106,8 @@ def text_to_speech(context: MeasureContext) -> dict[str, Any]:
     """Choose a model's settings on validation strings, then let it speak as people it never heard, and judge it.
 
     Returns:
-        `speakers`, those whose voices were imitated, and `heard`, those of training; `judges`: each recogniser's
+        `speakers`, those whose voices were imitated, `misread`, those that were left out, with the judge's word error
+        rate, and `heard`, those of training; `judges`: each recogniser's
         accuracy on real speech of the former, clean and degraded; `voices`: similarities between real recordings, and
         their midpoint; `trials` of settings and the `chosen` one; by protocol `num_trials`, `num_speakers`, `origin`,
         `seed` and `rows`: `ground_truth`, `reconstruction` and the options' own, with errors by recogniser,
@@ -119,6 +123,7 @@ def text_to_speech(context: MeasureContext) -> dict[str, Any]:
     by_protocol = {name: measured.protocol(name, chosen) for name in options.protocols}
     return {
         "speakers": measured.speakers,
+        "misread": measured.misread,
         "heard": sorted(measured.data.heard_speakers),
         "judges": measured.judges.report_recognisers(real_speech(measured.trials_of(options.protocols[0]))),
         "voices": None if measured.calibration is None else measured.calibration.as_json(),
@@ -140,6 +145,7 @@ class _Measured:
         self.speakers = options.speakers or self._unheard_speakers()
         self._recordings = [self._for_trials(name) for name in self.speakers]
         self.judges = SpeechJudges(context, self.data, options.judges, measured=tuple(self.speakers))
+        self.misread = self._leave_out_misread_voices()
         model = context.load(context.run_dir / MODEL_FOLDERS[options.weights])
         self.speaker = TrialSpeaker(model, name=str(context.run_dir), base=options.speaking)
         self._voices = self._calibrated_judge()
@@ -167,6 +173,26 @@ class _Measured:
         if not (is_train_file and judges.know_speakers):
             return recordings
         return subset(recordings, ~is_for_judges(recordings, judges.ratio))
+
+    def _leave_out_misread_voices(self) -> dict[str, float]:
+        """Speakers that no judge could judge, by the word error rate of their real clips."""
+        limit = self._options.max_real_word_error_rate
+        if limit is None:
+            return {}
+        judge = self.judges.recognisers["ctc"]
+        rates: dict[str, float] = {}
+        for name, clips in zip(self.speakers, self._recordings, strict=True):
+            real = as_recordings(clips)
+            heard = judge.transcribe(real.waveforms, real.sample_rate)
+            rates[name] = word_errors(real.texts, heard, spell_digits=self.judges.spell_digits).rate
+        if min(rates.values()) > limit:
+            raise ValueError(
+                f"the CTC recogniser misreads every voice's real clips: {min(rates.values()):.0%} of the words of the "
+                "clearest are wrong. Train it longer (judges.ctc.num_steps) or on more recordings (judges.ratio)"
+            )
+        kept = [pair for pair in zip(self.speakers, self._recordings, strict=True) if rates[pair[0]] <= limit]
+        self.speakers, self._recordings = [name for name, _ in kept], [clips for _, clips in kept]
+        return {name: rate for name, rate in rates.items() if rate > limit}
 
     def _calibrated_judge(self) -> tuple[SpeakerJudge, SpeakerCalibration] | None:
         """On recordings of those that the run has heard and of those that it has not."""

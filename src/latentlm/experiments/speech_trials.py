@@ -50,7 +50,7 @@ def make_trials(
     origin: Origin,
     seed: int,
 ) -> TrialSet:
-    """Trials in equal numbers from each set of recordings.
+    """Trials in equal numbers from each set of recordings of words, or from all utterances as they are drawn.
 
     Args:
         protocol: Which.
@@ -65,18 +65,15 @@ def make_trials(
         ValueError: If the recordings are too few or too short, or sentences are to be continued, whose words end nobody
             knows where.
     """
-    trials: list[Trial] = []
-    for number, clips in enumerate(recordings):
-        count = num_trials // len(recordings) + (number < num_trials % len(recordings))
-        if count == 0:
-            continue
-        if words is None:
-            found = _trials_of_utterances(protocol, clips, count, origin, seed)
-        elif protocol == "reference":
-            found = _pairs(clips, words, shape, count, seed)
-        else:
-            found = _continuations(clips, words, shape, count, origin, seed)
-        trials += found
+    if words is None:
+        trials = _trials_of_utterances(protocol, recordings, num_trials, origin, seed)
+    else:
+        make = _pairs if protocol == "reference" else _continuations
+        trials = []
+        for number, clips in enumerate(recordings):
+            count = num_trials // len(recordings) + (number < num_trials % len(recordings))
+            if count:
+                trials += make(clips, words, shape, count, origin, seed)
     numbered = tuple(replace(trial, seed=seed + number) for number, trial in enumerate(trials))
     return TrialSet(protocol=protocol, origin=origin, sample_rate=recordings[0].sample_rate, trials=numbered)
 
@@ -91,7 +88,9 @@ def real_speech(trials: TrialSet) -> Recordings:
     )
 
 
-def _pairs(clips: AudioDataset, words: WordStringConfig, shape: TrialShape, count: int, seed: int) -> list[Trial]:
+def _pairs(
+    clips: AudioDataset, words: WordStringConfig, shape: TrialShape, count: int, origin: Origin, seed: int
+) -> list[Trial]:
     config = _of_length(words, shape.num_words, count, seed)
     counts = {"min_prompt_words": shape.num_prompt_words, "max_prompt_words": shape.num_prompt_words}
     return [
@@ -116,12 +115,14 @@ def _continuations(
 
 
 def _trials_of_utterances(
-    protocol: Protocol, clips: AudioDataset, count: int, origin: Origin, seed: int
+    protocol: Protocol, recordings: Sequence[AudioDataset], count: int, origin: Origin, seed: int
 ) -> list[Trial]:
     if protocol == "continuation":
         raise ValueError("recordings are continued behind a word, and nobody knows where theirs end")
-    utterances = [_utterance(example, clips.sample_rate) for example in readable(clips) if example["text"].strip()]
-    return list(reference_trials(utterances, clips.sample_rate, origin=origin, num_trials=count, seed=seed).trials)
+    sample_rate = recordings[0].sample_rate
+    examples = (example for clips in recordings for example in readable(clips))
+    utterances = [_utterance(example, sample_rate) for example in examples if example["text"].strip()]
+    return list(reference_trials(utterances, sample_rate, origin=origin, num_trials=count, seed=seed).trials)
 
 
 def _of_length(words: WordStringConfig, num_words: int, count: int, seed: int) -> WordStringConfig:

@@ -13,8 +13,11 @@ from spoken_tones import TONE_JUDGES, WORDS, ToneSpeaker, write_spoken_tones
 
 from latentlm.data.audio import AudioDataConfig, WordStringConfig
 from latentlm.evaluation.speech.digit_classifier import DigitStringReader
+from latentlm.evaluation.speech.interfaces import Clips
+from latentlm.evaluation.speech.recordings import Recordings
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.experiments.results import look_up
+from latentlm.experiments.speech_data import SpeechData, as_recordings
 from latentlm.experiments.speech_judges import SpeechJudges
 from latentlm.experiments.speech_synthesis import TextToSpeechOptions, text_to_speech
 from latentlm.training.objectives.documents import DocumentSourceConfig
@@ -225,6 +228,43 @@ def test_recorded_utterances_are_judged_without_a_classifier_of_words(make_conte
     assert result["reference"]["num_trials"] == 8
     with pytest.raises(ValueError, match="nobody knows where theirs end"):
         text_to_speech(make_context("sentences", ToneSpeaker(), {**options, "protocols": ["continuation"]}, words=None))
+
+
+def test_voices_whose_real_clips_the_judge_misreads_are_left_out_and_named(
+    make_context: MakeContext, corpus: AudioDataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, _ = SpeechData(replace(corpus, exclude_speakers=["low"])).of_speaker("new")
+    reader = Remembers(as_recordings(known))
+    monkeypatch.setattr(SpeechJudges, "recognisers", property(lambda self: {"ctc": reader}))
+    monkeypatch.setattr(SpeechJudges, "report_recognisers", lambda self, real: {})
+    options = {
+        **OPTIONS,
+        "speakers": ["low", "new"],
+        "protocols": ["reference"],
+        "trials": [{"cfg_scale": 2.0}],
+        "num_timed": 0,
+        "max_real_word_error_rate": 0.2,
+    }
+    context = make_context("misread", ToneSpeaker(), options, words=None, exclude_speakers=["low"])
+    result = text_to_speech(context)
+    assert (result["speakers"], result["misread"]) == (["new"], {"low": 1.0})
+    assert result["reference"]["num_speakers"] == 1
+    reader.texts.clear()
+    with pytest.raises(ValueError, match="misreads every voice's real clips: 100%"):
+        text_to_speech(make_context("deaf", ToneSpeaker(), options, words=None, exclude_speakers=["low"]))
+
+
+class Remembers:
+    """A recogniser of recordings that it has seen; hears nothing in others."""
+
+    label = "memory WER"
+
+    def __init__(self, known: Recordings) -> None:
+        self.texts = {clip.numpy().tobytes(): text for clip, text in zip(known.waveforms, known.texts, strict=True)}
+
+    def transcribe(self, clips: Clips, sample_rate: int) -> list[str]:
+        del sample_rate
+        return [self.texts.get(clip.numpy().tobytes(), "") for clip in clips]
 
 
 @pytest.mark.parametrize(
