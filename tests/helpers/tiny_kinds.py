@@ -11,7 +11,8 @@ from tiny_models import randomise, tiny_image_tokenizer, tiny_vq_image_tokenizer
 
 from latentlm.catalog import KINDS, build
 from latentlm.config import from_mapping
-from latentlm.generation.image_pipeline import TOKENIZER_CLASSES, ImagePipeline
+from latentlm.generation.image_pipeline import ImagePipeline
+from latentlm.generation.pipeline_folder import TOKENIZER_CLASSES
 from latentlm.training.objectives.documents import DocumentRecipe
 
 _TRANSFORMER = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24}

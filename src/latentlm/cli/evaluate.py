@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from latentlm.evaluation.image_protocol import Weights
     from latentlm.evaluation.image_scores import LabelledImages
     from latentlm.evaluation.judges import Judges
-    from latentlm.generation.image_pipeline import AnyImageTokenizer, ImagePipeline
+    from latentlm.generation.image_pipeline import ImagePipeline
+    from latentlm.generation.pipeline_folder import AnyImageTokenizer
 
 TAKES_RECIPE = False
 

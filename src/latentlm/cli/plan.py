@@ -60,7 +60,7 @@ def _plan_image_model(recipe: Any, model_class: "type[ImageModel]") -> None:
 
     config = recipe.model
     if recipe.tokenizer is not None:
-        from latentlm.generation.image_pipeline import load_image_tokenizer
+        from latentlm.generation.pipeline_folder import load_image_tokenizer
         from latentlm.training.objectives.labelled_images import token_space
 
         tokenizer = load_image_tokenizer(recipe.tokenizer)

@@ -20,7 +20,7 @@ from latentlm.experiments.image_protocols import MODEL_FOLDERS
 from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.generation.document_pipeline import DocumentPipeline
-from latentlm.generation.image_pipeline import AnyImageTokenizer
+from latentlm.generation.pipeline_folder import AnyImageTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import PictureReader
 from latentlm.training.objectives.documents import DocumentObjective, picture_reader, with_size

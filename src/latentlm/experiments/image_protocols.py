@@ -32,7 +32,8 @@ from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.evaluation.tokenizer_scores import score_tokenizer
 from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext, remembered
-from latentlm.generation.image_pipeline import AnyImageTokenizer, ImagePipeline
+from latentlm.generation.image_pipeline import ImagePipeline
+from latentlm.generation.pipeline_folder import AnyImageTokenizer
 from latentlm.nn.precision import Precision
 from latentlm.pictures import picture_grid, save_picture
 from latentlm.tokenizers.image import ImageTokenizer

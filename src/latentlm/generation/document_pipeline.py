@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from latentlm.generation.pipeline_folder import TEXT
 from latentlm.generation.prompts import BrokenPicture, Prompt, PromptEncoder, RawPart, Sound, decoded, raw_parts
 from latentlm.generation.requests import (
     DoneEvent,
@@ -25,9 +26,6 @@ from latentlm.generation.requests import (
 from latentlm.nn.precision import Precision, autocast
 from latentlm.sequence import CodePart, Document, LatentPart
 from latentlm.tokenizers.text import StoredTextTokenizer, StreamDecoder
-
-TEXT = "text"
-"""Name of the text tokenizer among a pipeline's tokenizers, and of its sampling options."""
 
 
 @dataclass(frozen=True)

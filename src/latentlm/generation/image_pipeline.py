@@ -1,7 +1,6 @@
 """Labels in, pictures out: what every trained image generator is to its users, to the metrics and to the command line.
 
-A pipeline folder is a model folder (config.json, model.safetensors) that also holds `generation_config.json`, a folder
-`tokenizers/<modality>/` per tokenizer and, where classes have names, `label_names.json`.
+Their folders are those of `pipeline_folder.py`.
 """
 
 from abc import abstractmethod
@@ -14,31 +13,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentlm.config import from_mapping, to_mapping, with_changes
+from latentlm.config import with_changes
+from latentlm.generation.pipeline_folder import (
+    AnyImageTokenizer,
+    as_image_tokenizer,
+    read_label_names,
+    read_sampling,
+    read_tokenizer,
+    write_pipeline,
+)
 from latentlm.models.image_model import ImageModel
 from latentlm.nn.flops import ImageFlops
 from latentlm.nn.keyed_noise import signed_int64
 from latentlm.nn.precision import Precision, autocast
-from latentlm.pretrained import HubUpload, link_root, publish_model, read_model_config, resolve_folder
-from latentlm.storage import read_json, refuse_escape, write_json
-from latentlm.tokenizers.image import ImageTokenizer
-from latentlm.tokenizers.speech import SpeechCodec, SpeechTokenizer
+from latentlm.pretrained import HubUpload, resolve_folder
+from latentlm.tokenizers.fingerprint import refuse_other_tokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
-
-GENERATION_CONFIG = "generation_config.json"
-LABEL_NAMES = "label_names.json"
-
-AnyImageTokenizer = ImageTokenizer | VQImageTokenizer
-
-AnyTokenizer = AnyImageTokenizer | SpeechTokenizer | SpeechCodec
-
-TOKENIZER_CLASSES: dict[str, type[AnyTokenizer]] = {
-    ImageTokenizer.kind: ImageTokenizer,
-    VQImageTokenizer.kind: VQImageTokenizer,
-    SpeechTokenizer.kind: SpeechTokenizer,
-    SpeechCodec.kind: SpeechCodec,
-}
-"""What a folder of a tokenizer may hold, by the `kind` of its config.json."""
 
 
 class ImagePipeline(HubUpload):
@@ -158,39 +148,6 @@ class ImagePipeline(HubUpload):
         write_pipeline(Path(folder), self.model, self.tokenizers, self.sampling, label_names=self.label_names)
 
 
-def write_pipeline(
-    folder: Path,
-    model: Any,
-    tokenizers: Mapping[str, Any],
-    sampling: Mapping[str, Any],
-    *,
-    label_names: SequenceOf[str] = (),
-) -> None:
-    """Write a pipeline folder; it appears whole or not at all.
-
-    Args:
-        folder: Replaced if it holds a model.
-        model: Writes config.json and its weights.
-        tokenizers: By name.
-        sampling: Default options, by name.
-        label_names: Of the classes; may be empty.
-
-    Raises:
-        StorageError: If the folder exists and is not a model folder, or the disk refuses.
-    """
-
-    def write(staging: Path) -> None:
-        model.write_files(staging)
-        for name, tokenizer in tokenizers.items():
-            (staging / "tokenizers" / name).mkdir(parents=True)
-            tokenizer.write_files(staging / "tokenizers" / name)
-        write_json(staging / GENERATION_CONFIG, {name: to_mapping(config) for name, config in sampling.items()})
-        if label_names:
-            write_json(staging / LABEL_NAMES, list(label_names))
-
-    publish_model(folder, write)
-
-
 class ImageModelPipeline(ImagePipeline):
     """A trained `ImageModel` that takes labels and gives pictures.
 
@@ -216,12 +173,7 @@ class ImageModelPipeline(ImagePipeline):
     ) -> None:
         if isinstance(tokenizer, VQImageTokenizer) != (model.token_kind == "codes"):
             raise ValueError(f"a '{model.kind}' models {model.token_kind}, but the tokenizer is a '{tokenizer.kind}'")
-        expected = model.space.tokenizer_fingerprint
-        if expected is not None and tokenizer.fingerprint() != expected:
-            raise ValueError(
-                f"this model was trained with another image tokenizer (fingerprint {expected[:12]}…, got "
-                f"{tokenizer.fingerprint()[:12]}…); use the one in the model's own tokenizers/image folder"
-            )
+        refuse_other_tokenizer(tokenizer, model.space.tokenizer_fingerprint, name="image")
         sampling = type(model).sampling_class() if sampling is None else sampling
         super().__init__(model, {"image": tokenizer}, {"image": sampling}, label_names=label_names)
         self.kind = model.kind
@@ -254,7 +206,7 @@ class ImageModelPipeline(ImagePipeline):
         model = model_class.from_folder(folder, device=device)
         return cls(
             model,
-            _of_pictures(read_tokenizer(folder, "image", device=device), folder),
+            as_image_tokenizer(read_tokenizer(folder, "image", device=device), folder),
             read_sampling(folder, {"image": model_class.sampling_class}).get("image"),
             label_names=read_label_names(folder),
         )
@@ -283,77 +235,3 @@ class ImageModelPipeline(ImagePipeline):
     def flops(self, sampling: Any = None) -> ImageFlops:
         """What one picture of the training size costs; None as sampling takes the defaults."""
         return self.model.flops(self.sampling["image"] if sampling is None else sampling)
-
-
-def load_image_tokenizer(source: str | Path, *, device: str | torch.device = "cpu") -> AnyImageTokenizer:
-    """An image tokenizer from its folder, whichever kind it is.
-
-    Raises:
-        ValueError: If the folder is damaged or holds something else.
-    """
-    return _of_pictures(_tokenizer_of_folder(resolve_folder(source), device), source)
-
-
-def _of_pictures(tokenizer: AnyTokenizer, source: str | Path) -> AnyImageTokenizer:
-    if not isinstance(tokenizer, AnyImageTokenizer):
-        raise ValueError(f"{source} holds a '{tokenizer.kind}', which is no tokenizer of pictures")
-    return tokenizer
-
-
-def read_tokenizer(root: Path, name: str, *, device: str | torch.device) -> AnyTokenizer:
-    """The tokenizer `name` of a pipeline folder `root` that `resolve_folder` has looked at.
-
-    Raises:
-        ValueError: If it is missing, damaged, or no tokenizer.
-    """
-    folder = root / "tokenizers" / name
-    if not folder.is_dir():
-        raise ValueError(f"{root} holds a model without its tokenizer: there is no {folder.relative_to(root)}")
-    refuse_escape(folder, root)
-    # Absolute, lest a relative name be taken for a hub id.
-    return _tokenizer_of_folder(resolve_folder(folder.absolute()), device)
-
-
-def _tokenizer_of_folder(folder: Path, device: str | torch.device) -> AnyTokenizer:
-    kind = read_model_config(folder)["kind"]
-    if kind not in TOKENIZER_CLASSES:
-        raise ValueError(f"{folder} holds a '{kind}', which is none of the tokenizers: {', '.join(TOKENIZER_CLASSES)}")
-    return TOKENIZER_CLASSES[kind].from_folder(folder, device=device)
-
-
-def read_sampling(folder: Path, classes: Mapping[str, type]) -> dict[str, Any]:
-    """Sampling defaults of a pipeline folder, by modality.
-
-    Args:
-        folder: The folder.
-        classes: The dataclass of each modality's options.
-
-    Raises:
-        ValueError: If they are not such options.
-    """
-    path = folder / GENERATION_CONFIG
-    if not path.exists():
-        return {}
-    refuse_escape(path, link_root(folder))
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
-        raise ValueError(f"{path} must map modalities to their sampling defaults")
-    if unknown := sorted(content.keys() - classes.keys()):
-        raise ValueError(f"{path}: sampling names {', '.join(unknown)} but the model knows {', '.join(classes)}")
-    return {name: from_mapping(classes[name], values, where=f"{path}: {name}") for name, values in content.items()}
-
-
-def read_label_names(folder: Path) -> list[str]:
-    """Class names of a pipeline folder; empty if it has none.
-
-    Raises:
-        ValueError: If the file is no list of names.
-    """
-    path = folder / LABEL_NAMES
-    if not path.exists():
-        return []
-    refuse_escape(path, link_root(folder))
-    content = read_json(path)
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{path} must be a list of class names")
-    return content

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentlm.diffusion.solvers import make_solver
-from latentlm.generation.document_pipeline import TEXT, DocumentPipeline
+from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.generator import Generator
-from latentlm.generation.image_pipeline import ImagePipeline, read_label_names, read_sampling, read_tokenizer
+from latentlm.generation.image_pipeline import ImagePipeline
+from latentlm.generation.pipeline_folder import TEXT, read_label_names, read_sampling, read_tokenizer
 from latentlm.generation.prompts import PromptEncoder
 from latentlm.generation.requests import (
     Event,
@@ -29,6 +30,7 @@ from latentlm.pretrained import resolve_folder
 from latentlm.sequence import Document, LabelPart, LatentPart, SequenceBuilder
 from latentlm.storage import refuse_escape
 from latentlm.tokenizers.base import LatentTokenizer
+from latentlm.tokenizers.fingerprint import refuse_other_tokenizer
 from latentlm.tokenizers.text import ByteTokenizer, StoredTextTokenizer, load_text_tokenizer
 
 
@@ -47,12 +49,7 @@ def check_tokenizers(model: LatentLM, tokenizers: Mapping[str, Any]) -> None:
                 f"the {name} tokenizer gives latents of {tokenizer.latent_dim} dimensions but the model was built for "
                 f"latent_dim={modality.latent_dim}; was it trained with another tokenizer?"
             )
-        expected = modality.tokenizer_fingerprint
-        if expected is not None and tokenizer.fingerprint() != expected:
-            raise ValueError(
-                f"this model was trained with another {name} tokenizer (fingerprint {expected[:12]}…, got "
-                f"{tokenizer.fingerprint()[:12]}…); use the one in the model's own tokenizers/{name} folder"
-            )
+        refuse_other_tokenizer(tokenizer, modality.tokenizer_fingerprint, name=name)
 
 
 class LatentLMPipeline(ImagePipeline, DocumentPipeline):

@@ -35,6 +35,24 @@ class Fingerprinted(Pretrained, nn.Module):
         return self._fingerprint[1]
 
 
+def refuse_other_tokenizer(tokenizer: Any, expected: str | None, *, name: str) -> None:
+    """Refuse a tokenizer that a model was not trained with.
+
+    Args:
+        tokenizer: Has a `fingerprint()`.
+        expected: The fingerprint that the model's config holds; None for a model that takes any.
+        name: Of the tokenizer among the model's: `image`, `speech`.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    if expected is not None and tokenizer.fingerprint() != expected:
+        raise ValueError(
+            f"this model was trained with another {name} tokenizer (fingerprint {expected[:12]}…, got "
+            f"{tokenizer.fingerprint()[:12]}…); use the one in the model's own tokenizers/{name} folder"
+        )
+
+
 def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256, as hex, over a config and named tensors: types, shapes and bytes, in the order of their names.
 

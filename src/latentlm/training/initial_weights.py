@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from latentlm.generation.document_pipeline import TEXT
 from latentlm.generation.pipeline import LatentLMPipeline
+from latentlm.generation.pipeline_folder import TEXT
 from latentlm.models.hf_checkpoint import config_from_hf, load_hf_backbone
 from latentlm.models.latentlm import LatentLM
 from latentlm.pretrained import CONFIG_NAME, load_exactly, unique_tensors

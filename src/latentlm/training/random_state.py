@@ -22,6 +22,14 @@ def seed_generators(seed: int, rank: int) -> None:
     torch.manual_seed(mixed)
 
 
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Inside, initial weights are drawn from the run's seed alone, and the caller's random numbers do not notice."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def capture_random_state() -> dict[str, Tensor]:
     """The states of Python's, NumPy's and PyTorch's (CPU and every CUDA device) global generators."""
     version, internal, next_gauss = random.getstate()

@@ -266,7 +266,7 @@ def test_parts_that_do_not_belong_together_are_refused(pipeline: CodecLMPipeline
     with pytest.raises(ValueError, match="codebooks of 16"):
         CodecLMPipeline(other, tokenizers)
     strange = CodecLM(tiny_codec_lm_config(tokenizer_fingerprint="0" * 64))
-    with pytest.raises(ValueError, match="another codec"):
+    with pytest.raises(ValueError, match="another speech tokenizer"):
         CodecLMPipeline(strange, tokenizers)
     with pytest.raises(ValueError, match="another speech tokenizer"):
         pipeline.speak(["three"], [dataclasses.replace(voice, tokenizer_fingerprint="0" * 64)])

@@ -255,7 +255,7 @@ def test_a_pipeline_is_saved_and_loaded(pipeline: MelARPipeline, voice: Voice, t
 
 def test_a_vocoder_of_another_training_is_refused(pipeline: MelARPipeline) -> None:
     config = tiny_config(vocoder_fingerprint="0" * 64)
-    with pytest.raises(ValueError, match="another vocoder"):
+    with pytest.raises(ValueError, match="another speech tokenizer"):
         MelARPipeline(MelAR(config), pipeline.tokenizers)
     with pytest.raises(ValueError, match="num_mels=5"):
         MelARPipeline(MelAR(dataclasses.replace(config, num_mels=5)), {**pipeline.tokenizers, "speech": tiny_vocoder()})

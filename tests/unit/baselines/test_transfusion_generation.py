@@ -365,7 +365,7 @@ def test_pictures_are_whole_even_if_a_request_leaves_their_length_open(
 def test_parts_that_do_not_belong_together_are_refused(pipeline: TransfusionPipeline, tmp_path: Path) -> None:
     text, image = ByteTokenizer(), pipeline.tokenizers["image"]
     refusals: list[tuple[dict[str, Any], str]] = [
-        ({"image": image}, "none was given of text"),
+        ({"image": image}, "needs the tokenizers image, text; give text"),
         ({"text": text, "image": tiny_vq_image_tokenizer()}, "is a 'vq_image_tokenizer'"),
         ({"text": text, "image": tiny_image_tokenizer(seed=1)}, "trained with another image tokenizer"),
     ]
@@ -376,7 +376,7 @@ def test_parts_that_do_not_belong_together_are_refused(pipeline: TransfusionPipe
     with pytest.raises(ValueError, match="latents of 6 dimensions but the model was built for latent_dim=7"):
         TransfusionPipeline(wider, pipeline.tokenizers)
     pipeline.model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="a model without its text tokenizer"):
+    with pytest.raises(ValueError, match="a model without its tokenizer: there is no tokenizers"):
         TransfusionPipeline.from_pretrained(tmp_path / "model")
 
 

@@ -9,13 +9,9 @@ from PIL import Image
 from tiny_models import randomise, tiny_image_tokenizer, tiny_mixed_config
 
 from latentlm.diffusion.solvers import SolverConfig
-from latentlm.generation.document_pipeline import (
-    TEXT,
-    AnswerEvent,
-    PictureEvent,
-    TextDelta,
-)
+from latentlm.generation.document_pipeline import AnswerEvent, PictureEvent, TextDelta
 from latentlm.generation.pipeline import LatentLMPipeline
+from latentlm.generation.pipeline_folder import TEXT
 from latentlm.generation.prompts import BrokenPicture
 from latentlm.generation.requests import LatentEvent, LatentSamplingConfig, TextSamplingConfig
 from latentlm.models.latentlm import LatentLM, LatentLMConfig, ModalityConfig

@@ -12,8 +12,8 @@ from tiny_models import randomise
 from torch import Tensor
 
 from latentlm.catalog import build
-from latentlm.generation.document_pipeline import TEXT
 from latentlm.generation.pipeline import LatentLMPipeline
+from latentlm.generation.pipeline_folder import TEXT
 from latentlm.generation.requests import TextSamplingConfig
 from latentlm.models.hf_checkpoint import config_from_hf
 from latentlm.models.latentlm import LatentLM, LatentLMConfig

@@ -15,13 +15,9 @@ from latentlm.baselines.mar import MAR
 from latentlm.baselines.maskgit import MaskGIT, MaskGITConfig, MaskGITSamplingConfig
 from latentlm.catalog import load
 from latentlm.diffusion.solvers import SolverConfig
-from latentlm.generation.image_pipeline import (
-    GENERATION_CONFIG,
-    LABEL_NAMES,
-    ImageModelPipeline,
-    load_image_tokenizer,
-)
+from latentlm.generation.image_pipeline import ImageModelPipeline
 from latentlm.generation.pipeline import LatentLMPipeline
+from latentlm.generation.pipeline_folder import GENERATION_CONFIG, LABEL_NAMES, load_image_tokenizer
 from latentlm.generation.requests import LatentSamplingConfig
 from latentlm.models.image_model import TokenSpace
 from latentlm.models.latentlm import LatentLM

@@ -14,8 +14,8 @@ from torch import Tensor
 from latentlm.catalog import load
 from latentlm.diffusion.solvers import SolverConfig
 from latentlm.generation.generator import Generator
-from latentlm.generation.image_pipeline import GENERATION_CONFIG
 from latentlm.generation.pipeline import LatentLMPipeline
+from latentlm.generation.pipeline_folder import GENERATION_CONFIG
 from latentlm.generation.requests import GenerationRequest, LatentSamplingConfig
 from latentlm.models.latentlm import LatentLM
 from latentlm.sequence import Document, LabelPart

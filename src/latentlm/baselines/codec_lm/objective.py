@@ -4,7 +4,6 @@ Sources, packing, dropped conditions and held-out losses are those of all models
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from latentlm.baselines.codec_lm.model import CodecBatch, CodecLM
 from latentlm.baselines.codec_lm.pipeline import CodecLMPipeline
 from latentlm.baselines.codec_lm.rows import CodecUtterance
 from latentlm.baselines.codec_lm.sampling import CodecSamplingConfig
-from latentlm.generation.document_pipeline import TEXT
+from latentlm.generation.pipeline_folder import TEXT
 from latentlm.generation.speech import SPEECH
 from latentlm.sequence import IdsPart, LatentSlot
 from latentlm.tokenizers.speech import SpeechCodec
@@ -107,9 +106,3 @@ class CodecLMObjective(DocumentObjective):
         """Model and tokenizers as users will hold them."""
         tokenizers = {SPEECH: self.speech_tokenizer, TEXT: self.text_tokenizer}
         return CodecLMPipeline(self.model, tokenizers, {SPEECH: self.sampling})
-
-    def save_pretrained(self, folder: Path) -> None:
-        """A pipeline folder: model, tokenizers and sampling defaults."""
-        training = self.model.training
-        self.pipeline().save_pretrained(folder)
-        self.model.train(training)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +17,7 @@ from latentlm.baselines.codec_lm.model import CodecLM
 from latentlm.baselines.codec_lm.non_autoregressive import NonAutoregressiveNetwork
 from latentlm.baselines.codec_lm.rows import CodecUtterance, PackedRows, non_autoregressive_tokens, pack
 from latentlm.baselines.codec_lm.sampling import CodecSamplingConfig
-from latentlm.generation.document_pipeline import TEXT
-from latentlm.generation.image_pipeline import read_sampling, read_tokenizer, write_pipeline
+from latentlm.generation.pipeline_folder import TEXT, StoredPipeline
 from latentlm.generation.speaker import (
     SpeakingConfig,
     SpeakingCost,
@@ -30,10 +30,9 @@ from latentlm.generation.speech import SPEECH
 from latentlm.generation.voices import CodeVoice, make_code_voice, read_code_voice
 from latentlm.nn.flops import count_flops
 from latentlm.nn.precision import autocast
-from latentlm.pretrained import HubUpload, resolve_folder
-from latentlm.storage import refuse_escape
+from latentlm.tokenizers.fingerprint import refuse_other_tokenizer
 from latentlm.tokenizers.speech import SpeechCodec
-from latentlm.tokenizers.text import StoredTextTokenizer, load_text_tokenizer
+from latentlm.tokenizers.text import StoredTextTokenizer
 
 
 def check_codec(model: CodecLM, codec: Any) -> None:
@@ -50,15 +49,10 @@ def check_codec(model: CodecLM, codec: Any) -> None:
             f"the codec has {codec.num_quantizers} codebooks of {codec.num_codes} codes but the model was built for "
             f"{config.num_quantizers} of {config.num_codes}; was it trained with another codec?"
         )
-    expected = config.tokenizer_fingerprint
-    if expected is not None and codec.fingerprint() != expected:
-        raise ValueError(
-            f"this model was trained with another codec (fingerprint {expected[:12]}…, got "
-            f"{codec.fingerprint()[:12]}…); use the one in the model's own tokenizers/speech folder"
-        )
+    refuse_other_tokenizer(codec, config.tokenizer_fingerprint, name="speech")
 
 
-class CodecLMPipeline(HubUpload):
+class CodecLMPipeline(StoredPipeline):
     """A trained model as people use it; a `generation.speaker.Speaker`.
 
     Args:
@@ -71,6 +65,9 @@ class CodecLMPipeline(HubUpload):
     """
 
     kind = CodecLM.kind
+    model_class = CodecLM
+    tokenizer_names = (SPEECH, TEXT)
+    sampling_classes = MappingProxyType({SPEECH: CodecSamplingConfig})
 
     def __init__(
         self,
@@ -78,6 +75,7 @@ class CodecLMPipeline(HubUpload):
         tokenizers: Mapping[str, Any],
         sampling: Mapping[str, CodecSamplingConfig] | None = None,
     ) -> None:
+        super().__init__(model, tokenizers, sampling)
         check_codec(model, tokenizers[SPEECH])
         text_tokenizer: StoredTextTokenizer = tokenizers[TEXT]
         if text_tokenizer.num_ids != model.config.num_text_ids:
@@ -85,44 +83,8 @@ class CodecLMPipeline(HubUpload):
                 f"the text tokenizer has {text_tokenizer.num_ids} ids but the model was built for "
                 f"{model.config.num_text_ids}; was it trained with another tokenizer?"
             )
-        self.model = model.eval()
-        self.tokenizers = dict(tokenizers)
         self.codec: SpeechCodec = tokenizers[SPEECH]
         self.text_tokenizer = text_tokenizer
-        self.sampling = {SPEECH: CodecSamplingConfig(), **(sampling or {})}
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> "CodecLMPipeline":
-        """Load a folder, or a repository of the hub.
-
-        Args:
-            source: Local folder or hub id.
-            revision: Commit, branch or tag of a hub repository.
-            local_files_only: Never touch the network.
-            device: Where to put the weights.
-
-        Raises:
-            ValueError: If the folder is damaged, holds something else, or its parts do not belong together.
-        """
-        folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
-        model = CodecLM.from_folder(folder, device=device)
-        refuse_escape(folder / "tokenizers" / TEXT, folder)
-        tokenizers = {
-            SPEECH: read_tokenizer(folder, SPEECH, device=device),
-            TEXT: load_text_tokenizer(folder / "tokenizers" / TEXT),
-        }
-        return cls(model, tokenizers, read_sampling(folder, {SPEECH: CodecSamplingConfig}))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything that `from_pretrained` needs; see `write_pipeline`."""
-        write_pipeline(Path(folder), self.model, self.tokenizers, self.sampling)
 
     @property
     def sample_rate(self) -> int:

@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from latentlm.baselines.codec_lm.model import CodecLM, CodecLMConfig
 from latentlm.baselines.codec_lm.objective import CodecLMObjective
 from latentlm.baselines.codec_lm.sampling import CodecSamplingConfig
 from latentlm.tokenizers.speech import SpeechCodec
 from latentlm.tokenizers.text import StoredTextTokenizer
-from latentlm.training.objectives.documents import DocumentRecipe, make_document_loader, open_recipe_documents
+from latentlm.training.objectives.documents import (
+    DocumentRecipe,
+    make_document_loader,
+    objective_options,
+    open_recipe_documents,
+)
+from latentlm.training.random_state import seeded_weights
 
 _SOUND = "{speech}"
 
@@ -61,19 +65,14 @@ def build_codec_lm(
     codec = SpeechCodec.from_pretrained(recipe.speech_tokenizer)
     opened = open_recipe_documents(recipe, speech_tokenizer=codec)
     recipe = replace(recipe, model=_fitted(recipe.model, opened.text_tokenizer, codec))
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = CodecLM(recipe.model)
     objective = CodecLMObjective(
         model,
         codec,
         opened.text_tokenizer,
         sampling=recipe.speech_generation,
-        optim=recipe.optim,
-        drop_cond_prob=recipe.drop_cond_prob,
-        max_length=recipe.max_length,
-        group_names=list(recipe.sources),
-        held_out=opened.held_out,
+        **objective_options(recipe, opened),
     )
     return objective, make_document_loader(opened.batches, recipe.trainer), recipe
 

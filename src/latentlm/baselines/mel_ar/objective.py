@@ -9,7 +9,6 @@ frames, so that a row of `max_length` frames and ids becomes a shorter one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,13 +18,13 @@ from latentlm.baselines.mel_ar.generator import MelSamplingConfig
 from latentlm.baselines.mel_ar.model import SPEECH, MelAR
 from latentlm.baselines.mel_ar.pipeline import MelARPipeline, check_vocoder
 from latentlm.baselines.mel_ar.vocoder import MelVocoder
-from latentlm.generation.document_pipeline import TEXT
-from latentlm.sequence import Document, IdsPart, LatentPart, PackedBatch, SequenceBuilder
+from latentlm.generation.pipeline_folder import TEXT
+from latentlm.sequence import Document, PackedBatch, SequenceBuilder
 from latentlm.tokenizers.base import Posterior
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import RawPiece
 from latentlm.training.objective import Counts
-from latentlm.training.objectives.documents import DocumentObjective
+from latentlm.training.objectives.documents import DocumentObjective, document_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +107,7 @@ class MelARObjective(DocumentObjective):
 
     def _document(self, piece: RawPiece, frames: Sequence[Tensor]) -> Document:
         reduction_factor = self.model.config.reduction_factor
-        parts = tuple(
-            part
-            if isinstance(part, IdsPart)
-            else LatentPart(SPEECH, complete_groups(frames[part.raw], reduction_factor))
-            for part in piece.segments
-        )
-        return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
+        return document_of(piece, [complete_groups(of_clip, reduction_factor) for of_clip in frames])
 
     def loss_counts(self, batch: tuple[PackedBatch, int]) -> Counts:
         """See `MelAR.loss_counts`."""
@@ -158,9 +151,3 @@ class MelARObjective(DocumentObjective):
     def pipeline(self) -> MelARPipeline:
         """Model, vocoder and text tokenizer as users will hold them."""
         return MelARPipeline(self.model, {SPEECH: self.vocoder, TEXT: self.text_tokenizer}, {SPEECH: self.sampling})
-
-    def save_pretrained(self, folder: Path) -> None:
-        """A pipeline folder: model, vocoder, text tokenizer and sampling defaults."""
-        training = self.model.training
-        self.pipeline().save_pretrained(folder)
-        self.model.train(training)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ from latentlm.baselines.mel_ar.features import newest_groups, ungroup_frames
 from latentlm.baselines.mel_ar.generator import MelAnswer, MelRequest, MelSamplingConfig, draw_groups
 from latentlm.baselines.mel_ar.model import SPEECH, MelAR
 from latentlm.baselines.mel_ar.vocoder import MelVocoder
-from latentlm.generation.document_pipeline import TEXT
-from latentlm.generation.image_pipeline import read_sampling, write_pipeline
+from latentlm.generation.pipeline_folder import TEXT, StoredPipeline
 from latentlm.generation.speaker import (
     SpeakingConfig,
     SpeakingCost,
@@ -33,10 +33,9 @@ from latentlm.generation.speech import decode_after
 from latentlm.generation.voices import Voice, make_voice, read_voice
 from latentlm.nn.flops import count_flops
 from latentlm.nn.precision import autocast
-from latentlm.pretrained import HubUpload, resolve_folder
 from latentlm.sequence import Document, SequenceBuilder, TextPart
-from latentlm.storage import refuse_escape
-from latentlm.tokenizers.text import StoredTextTokenizer, load_text_tokenizer
+from latentlm.tokenizers.fingerprint import refuse_other_tokenizer
+from latentlm.tokenizers.text import StoredTextTokenizer
 
 
 def check_vocoder(model: MelAR, vocoder: MelVocoder) -> None:
@@ -50,15 +49,10 @@ def check_vocoder(model: MelAR, vocoder: MelVocoder) -> None:
             f"the vocoder speaks frames of {vocoder.latent_dim} filters but the model was built for "
             f"num_mels={model.config.num_mels}; was it trained with another vocoder?"
         )
-    expected = model.config.vocoder_fingerprint
-    if expected is not None and vocoder.fingerprint() != expected:
-        raise ValueError(
-            f"this model was trained with another vocoder (fingerprint {expected[:12]}…, got "
-            f"{vocoder.fingerprint()[:12]}…); use the one in the model's own tokenizers/speech folder"
-        )
+    refuse_other_tokenizer(vocoder, model.config.vocoder_fingerprint, name="speech")
 
 
-class MelARPipeline(HubUpload):
+class MelARPipeline(StoredPipeline):
     """A trained model as people use it; satisfies `Speaker`.
 
     Args:
@@ -71,6 +65,10 @@ class MelARPipeline(HubUpload):
     """
 
     kind = MelAR.kind
+    model_class = MelAR
+    tokenizer_names = (SPEECH, TEXT)
+    tokenizer_classes = MappingProxyType({MelVocoder.kind: MelVocoder})
+    sampling_classes = MappingProxyType({SPEECH: MelSamplingConfig})
 
     def __init__(
         self,
@@ -78,49 +76,11 @@ class MelARPipeline(HubUpload):
         tokenizers: Mapping[str, Any],
         sampling: Mapping[str, MelSamplingConfig] | None = None,
     ) -> None:
+        super().__init__(model, tokenizers, sampling)
         check_vocoder(model, tokenizers[SPEECH])
-        self.model = model.eval()
-        self.tokenizers = dict(tokenizers)
         self.vocoder: MelVocoder = tokenizers[SPEECH]
         self.text_tokenizer: StoredTextTokenizer = tokenizers[TEXT]
-        self.sampling = {SPEECH: MelSamplingConfig(), **(sampling or {})}
         self.builder = SequenceBuilder(model.config.vocabulary, (SPEECH,), self.text_tokenizer)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> "MelARPipeline":
-        """Load a folder, or a repository of the hub.
-
-        Args:
-            source: Local folder or hub id.
-            revision: Commit, branch or tag of a hub repository.
-            local_files_only: Never touch the network.
-            device: Where to put the weights.
-
-        Raises:
-            ValueError: If the folder is damaged, holds no pipeline, or its parts do not belong together.
-        """
-        folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
-        model = MelAR.from_folder(folder, device=device)
-        parts = {name: folder / "tokenizers" / name for name in (SPEECH, TEXT)}
-        for name, part in parts.items():
-            if not part.is_dir():
-                raise ValueError(f"{folder} holds a model without its tokenizer: there is no tokenizers/{name}")
-            refuse_escape(part, folder)
-        # Absolute, lest a relative name be taken for a hub id.
-        vocoder = MelVocoder.from_folder(resolve_folder(parts[SPEECH].absolute()), device=device)
-        tokenizers = {SPEECH: vocoder, TEXT: load_text_tokenizer(parts[TEXT])}
-        return cls(model, tokenizers, read_sampling(folder, {SPEECH: MelSamplingConfig}))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything that `from_pretrained` needs; see `write_pipeline`."""
-        write_pipeline(Path(folder), self.model, self.tokenizers, self.sampling)
 
     @property
     def sample_rate(self) -> int:

@@ -4,13 +4,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from latentlm.baselines.mel_ar.generator import MelSamplingConfig
 from latentlm.baselines.mel_ar.model import MelAR, MelARConfig
 from latentlm.baselines.mel_ar.objective import MelARLossConfig, MelARObjective
 from latentlm.baselines.mel_ar.vocoder import MelVocoder
-from latentlm.training.objectives.documents import DocumentRecipe, make_document_loader, open_recipe_documents
+from latentlm.training.objectives.documents import (
+    DocumentRecipe,
+    make_document_loader,
+    objective_options,
+    open_recipe_documents,
+)
+from latentlm.training.random_state import seeded_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +73,7 @@ def build_mel_ar(
         vocabulary = replace(vocabulary, num_text_ids=opened.text_tokenizer.num_ids)
     config = replace(recipe.model, vocabulary=vocabulary, vocoder_fingerprint=vocoder.fingerprint())
     recipe = replace(recipe, model=config)
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = MelAR(recipe.model)
     objective = MelARObjective(
         model,
@@ -78,10 +81,6 @@ def build_mel_ar(
         opened.text_tokenizer,
         losses=recipe.losses,
         sampling=recipe.generation,
-        optim=recipe.optim,
-        drop_cond_prob=recipe.drop_cond_prob,
-        max_length=recipe.max_length,
-        group_names=list(recipe.sources),
-        held_out=opened.held_out,
+        **objective_options(recipe, opened),
     )
     return objective, make_document_loader(opened.batches, recipe.trainer), recipe

@@ -1,27 +1,22 @@
 """Trains a Transfusion on documents of text and pictures: rows of pieces to packed pictures to losses."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from latentlm.baselines.transfusion.model import Transfusion
 from latentlm.baselines.transfusion.pipeline import TransfusionPipeline, check_image_tokenizer
 from latentlm.baselines.transfusion.sequence import MODALITY, PictureBatch, before_caption
-from latentlm.generation.document_pipeline import TEXT
-from latentlm.generation.requests import LatentSamplingConfig, PartEvent, TextSamplingConfig
-from latentlm.pictures import picture_grid
-from latentlm.sequence import Document, IdsPart, LatentPart, SequenceBuilder
+from latentlm.generation.pipeline_folder import TEXT
+from latentlm.generation.requests import LatentSamplingConfig, TextSamplingConfig
+from latentlm.sequence import Document, SequenceBuilder
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import RawPiece
 from latentlm.training.objective import Counts
-from latentlm.training.objectives.documents import DocumentObjective
+from latentlm.training.objectives.documents import DocumentObjective, document_of
 from latentlm.training.optim import OptimConfig
-
-_GRID_PICTURES = 16
 
 
 class TransfusionObjective(DocumentObjective):
@@ -73,7 +68,7 @@ class TransfusionObjective(DocumentObjective):
         self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int
     ) -> PictureBatch:
         """Packed sequences and their pictures."""
-        documents = [[_document(piece, tokens[piece.key]) for piece in row] for row in rows]
+        documents = [[document_of(piece, tokens[piece.key]) for piece in row] for row in rows]
         packed = self.builder.collate(
             [[self.builder.build(document) for document in row] for row in documents],
             length=self.max_length,
@@ -117,28 +112,6 @@ class TransfusionObjective(DocumentObjective):
             {MODALITY: self.sampling, TEXT: self.text_sampling},
         )
 
-    @torch.no_grad()
     def sample_grid(self, *, seed: int) -> Tensor:
         """Pictures drawn after nothing at all."""
-        training = self.model.training
-        pipeline = self.pipeline()
-        requests = pipeline.requests([""] * _GRID_PICTURES, images=1, max_new_tokens=0, seed=seed)
-        parts = [event.part for event in pipeline.events(requests) if isinstance(event, PartEvent)]
-        latents = torch.stack([part.latents for part in parts if isinstance(part, LatentPart)])
-        self.model.train(training)
-        return picture_grid(self.tokenizer.decode(latents))
-
-    def save_pretrained(self, folder: Path) -> None:
-        """A pipeline folder: model, tokenizers and sampling defaults."""
-        training = self.model.training
-        self.pipeline().save_pretrained(folder)
-        self.model.train(training)
-
-
-def _document(piece: RawPiece, latents: Sequence[Tensor]) -> Document:
-    parts = tuple(
-        part if isinstance(part, IdsPart) else LatentPart(part.modality, latents[part.raw], part.grid)
-        for part in piece.segments
-    )
-    # Its end-of-text ids are among the segments, unless what stood before a picture was dropped.
-    return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
+        return self.unprompted_pictures(seed=seed)

@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from latentlm.baselines.transfusion.model import Transfusion, TransfusionConfig
 from latentlm.baselines.transfusion.objective import TransfusionObjective
 from latentlm.generation.requests import LatentSamplingConfig, TextSamplingConfig
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
-from latentlm.training.objectives.documents import DocumentRecipe, make_document_loader, open_recipe_documents
+from latentlm.training.objectives.documents import (
+    DocumentRecipe,
+    make_document_loader,
+    objective_options,
+    open_recipe_documents,
+)
+from latentlm.training.random_state import seeded_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,7 @@ def build_transfusion(
         kind = None if tokenizer is None else tokenizer.kind
         raise ValueError(f"Transfusion diffuses latents, but the tokenizer in {recipe.tokenizer} is a '{kind}'")
     recipe = replace(recipe, model=_fitted(recipe.model, opened.text_tokenizer, tokenizer))
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = Transfusion(recipe.model)
     objective = TransfusionObjective(
         model,
@@ -57,11 +60,7 @@ def build_transfusion(
         opened.text_tokenizer,
         sampling=recipe.generation,
         text_sampling=recipe.text_generation,
-        optim=recipe.optim,
-        drop_cond_prob=recipe.drop_cond_prob,
-        max_length=recipe.max_length,
-        group_names=list(recipe.sources),
-        held_out=opened.held_out,
+        **objective_options(recipe, opened),
     )
     return objective, make_document_loader(opened.batches, recipe.trainer), recipe
 

@@ -4,26 +4,21 @@ Shapes: B batch, N codes of a picture, C channels, H height, W width.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from latentlm.baselines.vq_ar.sampling import CodeSamplingConfig
 from latentlm.baselines.vq_mllm.model import VQMLLM
 from latentlm.baselines.vq_mllm.pipeline import VQMLLMPipeline, check_image_tokenizer
-from latentlm.generation.document_pipeline import TEXT
-from latentlm.generation.requests import PartEvent, TextSamplingConfig
-from latentlm.pictures import picture_grid
-from latentlm.sequence import CodePart, Document, IdsPart, PackedBatch, SequenceBuilder
+from latentlm.generation.pipeline_folder import TEXT
+from latentlm.generation.requests import TextSamplingConfig
+from latentlm.sequence import CodePart, PackedBatch, SequenceBuilder
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
 from latentlm.training.document_batches import RawPiece
 from latentlm.training.objective import Counts
-from latentlm.training.objectives.documents import DocumentObjective
-
-_GRID_PICTURES = 16
+from latentlm.training.objectives.documents import DocumentObjective, document_of
 
 
 class VQMLLMObjective(DocumentObjective):
@@ -74,16 +69,11 @@ class VQMLLMObjective(DocumentObjective):
         self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int
     ) -> PackedBatch:
         """Packed sequences of ids."""
-        sequences = [[self.builder.build(self._document(piece, tokens[piece.key])) for piece in row] for row in rows]
+        sequences = [
+            [self.builder.build(document_of(piece, tokens[piece.key], part_class=CodePart)) for piece in row]
+            for row in rows
+        ]
         return self.builder.collate(sequences, length=self.max_length, group_names=self.group_names).to(self.device)
-
-    def _document(self, piece: RawPiece, codes: Sequence[Tensor]) -> Document:
-        parts = tuple(
-            part if isinstance(part, IdsPart) else CodePart(part.modality, codes[part.raw], part.grid)
-            for part in piece.segments
-        )
-        # Its end-of-text ids are among the segments, unless what stood before a picture was dropped.
-        return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
 
     def loss_counts(self, batch: PackedBatch) -> Counts:
         """See `VQMLLM.loss_counts`."""
@@ -105,21 +95,8 @@ class VQMLLMObjective(DocumentObjective):
             {"image": self.sampling, TEXT: self.text_sampling},
         )
 
-    @torch.no_grad()
     def sample_grid(self, *, seed: int) -> Tensor | None:
         """Pictures drawn after nothing at all; None for a model whose pictures differ in size."""
         if self.model.config.says_size:
             return None
-        training = self.model.training
-        pipeline = self.pipeline()
-        requests = pipeline.requests([""] * _GRID_PICTURES, images=1, max_new_tokens=0, seed=seed)
-        parts = [event.part for event in pipeline.events(requests) if isinstance(event, PartEvent)]
-        pictures = self.tokenizer.decode(torch.stack([part.codes for part in parts if isinstance(part, CodePart)]))
-        self.model.train(training)
-        return picture_grid(pictures)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """A pipeline folder: model, tokenizers and sampling defaults."""
-        training = self.model.training
-        self.pipeline().save_pretrained(folder)
-        self.model.train(training)
+        return self.unprompted_pictures(seed=seed)

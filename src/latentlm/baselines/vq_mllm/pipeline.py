@@ -2,22 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-import torch
 
 from latentlm.baselines.vq_ar.sampling import CodeSamplingConfig
 from latentlm.baselines.vq_mllm.generator import CodeGenerator
 from latentlm.baselines.vq_mllm.model import VQMLLM
-from latentlm.generation.document_pipeline import TEXT, DocumentPipeline
-from latentlm.generation.image_pipeline import read_sampling, read_tokenizer, write_pipeline
+from latentlm.generation.document_pipeline import DocumentPipeline
+from latentlm.generation.pipeline_folder import TEXT, StoredPipeline
 from latentlm.generation.prompts import PromptEncoder
 from latentlm.generation.requests import Event, GenerationRequest, TextSamplingConfig
-from latentlm.pretrained import HubUpload, resolve_folder
 from latentlm.sequence import SequenceBuilder
-from latentlm.storage import refuse_escape
-from latentlm.tokenizers.text import load_text_tokenizer
+from latentlm.tokenizers.fingerprint import refuse_other_tokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
 
 
@@ -37,15 +33,10 @@ def check_image_tokenizer(model: VQMLLM, tokenizer: Any) -> None:
             f"the image tokenizer has {tokenizer.num_codes} codes but the model was built for num_codes={num_codes}; "
             "was it trained with another tokenizer?"
         )
-    expected = model.config.tokenizer_fingerprint
-    if expected is not None and tokenizer.fingerprint() != expected:
-        raise ValueError(
-            f"this model was trained with another image tokenizer (fingerprint {expected[:12]}…, got "
-            f"{tokenizer.fingerprint()[:12]}…); use the one in the model's own tokenizers/image folder"
-        )
+    refuse_other_tokenizer(tokenizer, model.config.tokenizer_fingerprint, name="image")
 
 
-class VQMLLMPipeline(DocumentPipeline, HubUpload):
+class VQMLLMPipeline(DocumentPipeline, StoredPipeline):
     """A trained model as people use it: text and pictures in any order to more of it.
 
     Args:
@@ -58,6 +49,9 @@ class VQMLLMPipeline(DocumentPipeline, HubUpload):
     """
 
     kind = VQMLLM.kind
+    model_class = VQMLLM
+    tokenizer_names = ("image", TEXT)
+    sampling_classes = MappingProxyType({"image": CodeSamplingConfig, TEXT: TextSamplingConfig})
     model: VQMLLM
 
     def __init__(
@@ -66,47 +60,12 @@ class VQMLLMPipeline(DocumentPipeline, HubUpload):
         tokenizers: Mapping[str, Any],
         sampling: Mapping[str, TextSamplingConfig] | None = None,
     ) -> None:
+        super().__init__(model, tokenizers, sampling)
         check_image_tokenizer(model, tokenizers["image"])
-        self.model = model.eval()
-        self.tokenizers = dict(tokenizers)
-        self.sampling = {"image": CodeSamplingConfig(), TEXT: TextSamplingConfig(), **(sampling or {})}
         self.text_tokenizer = tokenizers[TEXT]
         self.builder = SequenceBuilder(model.config.vocabulary, (), self.text_tokenizer)
         self.prompts = PromptEncoder(tokenizers["image"], max_grid_side=model.config.vocabulary.max_grid_side or None)
         self._generator()  # refuses sampling that does not fit now, not when drawing
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> "VQMLLMPipeline":
-        """Load a folder, or a repository of the hub.
-
-        Args:
-            source: Local folder or hub id.
-            revision: Commit, branch or tag of a hub repository.
-            local_files_only: Never touch the network.
-            device: Where to put the weights.
-
-        Raises:
-            ValueError: If the folder is damaged, holds no pipeline, or its parts do not belong together.
-        """
-        folder = resolve_folder(source, revision=revision, local_files_only=local_files_only)
-        model = VQMLLM.from_folder(folder, device=device)
-        refuse_escape(folder / "tokenizers" / TEXT, folder)
-        tokenizers = {
-            "image": read_tokenizer(folder, "image", device=device),
-            TEXT: load_text_tokenizer(folder / "tokenizers" / TEXT),
-        }
-        return cls(model, tokenizers, read_sampling(folder, {"image": CodeSamplingConfig, TEXT: TextSamplingConfig}))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything that `from_pretrained` needs; see `write_pipeline`."""
-        write_pipeline(Path(folder), self.model, self.tokenizers, self.sampling)
 
     def events(
         self,

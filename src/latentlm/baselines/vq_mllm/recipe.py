@@ -4,15 +4,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from latentlm.baselines.vq_ar.sampling import CodeSamplingConfig
 from latentlm.baselines.vq_mllm.model import VQMLLM, VQMLLMConfig
 from latentlm.baselines.vq_mllm.objective import VQMLLMObjective
 from latentlm.generation.requests import TextSamplingConfig
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.tokenizers.vq_image import VQImageTokenizer
-from latentlm.training.objectives.documents import DocumentRecipe, make_document_loader, open_recipe_documents
+from latentlm.training.objectives.documents import (
+    DocumentRecipe,
+    make_document_loader,
+    objective_options,
+    open_recipe_documents,
+)
+from latentlm.training.random_state import seeded_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,7 @@ def build_vq_mllm(
         kind = None if tokenizer is None else tokenizer.kind
         raise ValueError(f"a 'vq_mllm' models codes, but the tokenizer in {recipe.tokenizer} is a '{kind}'")
     recipe = replace(recipe, model=_fitted(recipe.model, opened.text_tokenizer, tokenizer))
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = VQMLLM(recipe.model)
     objective = VQMLLMObjective(
         model,
@@ -58,11 +61,7 @@ def build_vq_mllm(
         opened.text_tokenizer,
         sampling=recipe.generation,
         text_sampling=recipe.text_generation,
-        optim=recipe.optim,
-        drop_cond_prob=recipe.drop_cond_prob,
-        max_length=recipe.max_length,
-        group_names=list(recipe.sources),
-        held_out=opened.held_out,
+        **objective_options(recipe, opened),
     )
     return objective, make_document_loader(opened.batches, recipe.trainer), recipe
 

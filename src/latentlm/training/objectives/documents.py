@@ -12,6 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,11 @@ from latentlm.data.documents.composed import ComposedDataConfig, open_composed
 from latentlm.data.images import fitted_size, image_shape, load_image, load_image_of_any_shape
 from latentlm.data.loader import load_numbered
 from latentlm.data.records import BadRecord
-from latentlm.generation.image_pipeline import AnyImageTokenizer, load_image_tokenizer
+from latentlm.generation.pipeline_folder import AnyImageTokenizer, load_image_tokenizer
+from latentlm.generation.requests import PartEvent
 from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
-from latentlm.sequence import LatentSlot, PackingPlan, PackingReport
+from latentlm.pictures import picture_grid
+from latentlm.sequence import CodePart, Document, IdsPart, LatentPart, LatentSlot, PackingPlan, PackingReport
 from latentlm.tokenizers.base import Posterior
 from latentlm.tokenizers.text import StoredTextTokenizer, TextTokenizerConfig, open_text_tokenizer
 from latentlm.training import distributed
@@ -52,6 +55,7 @@ HELD_OUT_SEED = -1
 """Of the held-out loss's noise; the seeds of runs are not negative."""
 NUM_HELD_OUT_ROWS = 256
 _ROWS_OF_REPORT = 1024
+_GRID_PICTURES = 16
 
 _log = logging.getLogger(__name__)
 
@@ -211,6 +215,32 @@ class DocumentObjective(Objective):
             ValueError: If the model's pictures are no latents, or the level is no share.
         """
 
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """Model and tokenizers as users will hold them, in evaluation mode."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A pipeline folder: model, tokenizers and sampling defaults."""
+        training = self.model.training
+        self.pipeline().save_pretrained(folder)
+        self.model.train(training)
+
+    @torch.no_grad()
+    def unprompted_pictures(self, *, seed: int) -> Tensor:
+        """A grid of pictures that are drawn after nothing at all; for models whose pictures are of one size."""
+        assert self.tokenizer is not None
+        training = self.model.training
+        pipeline = self.pipeline()
+        requests = pipeline.requests([""] * _GRID_PICTURES, images=1, max_new_tokens=0, seed=seed)
+        parts = [event.part for event in pipeline.events(requests) if isinstance(event, PartEvent)]
+        tokens = [
+            part.codes if isinstance(part, CodePart) else part.latents
+            for part in parts
+            if isinstance(part, CodePart | LatentPart)
+        ]
+        self.model.train(training)
+        return picture_grid(self.tokenizer.decode(torch.stack(tokens)))
+
     def optimizer_groups(self) -> dict[str, OptimizerGroups]:
         """One AdamW over what is trained of the model."""
         return {"model": OptimizerGroups(self.optim, parameter_groups([self.model], self.optim))}
@@ -346,6 +376,24 @@ def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
     return replace(piece, segments=segments, media=piece.media[number:], begins_anew=True)
 
 
+def document_of(
+    piece: RawPiece, tokens: Sequence[Tensor], *, part_class: type[LatentPart | CodePart] = LatentPart
+) -> Document:
+    """A piece with the tokens of its media, as a document.
+
+    Args:
+        piece: Any.
+        tokens: Of its media, by the `raw` of their slots.
+        part_class: What they are.
+    """
+    parts = tuple(
+        part if isinstance(part, IdsPart) else part_class(part.modality, tokens[part.raw], part.grid)
+        for part in piece.segments
+    )
+    # Its end-of-text ids are among the segments, unless what stood before a medium was dropped.
+    return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
+
+
 def _form(medium: Tensor | StoredMedium) -> tuple[Any, ...]:
     """Media of the same form are encoded together."""
     if isinstance(medium, StoredMedium):
@@ -392,6 +440,17 @@ def open_recipe_documents(
         max_bad_records=sum(source.settings.max_bad_records for source in recipe.sources.values()),
     )
     return OpenedDocuments(batches, _held_out(opener), text_tokenizer, tokenizer, report)
+
+
+def objective_options(recipe: DocumentRecipe, opened: OpenedDocuments) -> dict[str, Any]:
+    """What every `DocumentObjective` takes of a recipe and its data."""
+    return {
+        "optim": recipe.optim,
+        "drop_cond_prob": recipe.drop_cond_prob,
+        "max_length": recipe.max_length,
+        "group_names": list(recipe.sources),
+        "held_out": opened.held_out,
+    }
 
 
 def make_document_loader(batches: DocumentBatches, trainer: TrainerConfig) -> Callable[[int], Iterator[Any]]:

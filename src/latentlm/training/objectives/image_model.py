@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from latentlm.data import ImageDataConfig, loader_factory
@@ -23,6 +22,7 @@ from latentlm.training.objectives.labelled_images import (
     tokenizer_of_recipe,
 )
 from latentlm.training.optim import OptimConfig
+from latentlm.training.random_state import seeded_weights
 from latentlm.training.trainer import TrainerConfig
 
 
@@ -100,8 +100,7 @@ def build_image_model(
             f"'{tokenizer.kind}'"
         )
     recipe = replace(recipe, model=replace(recipe.model, space=space))
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = model_class(recipe.model)
     objective = ImageModelObjective(
         model,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.data import ImageDataConfig, ImageDataset, LatentDataset, PictureGroups, make_loader, open_images
-from latentlm.generation.image_pipeline import AnyImageTokenizer, ImagePipeline, load_image_tokenizer
+from latentlm.generation.image_pipeline import ImagePipeline
+from latentlm.generation.pipeline_folder import AnyImageTokenizer, load_image_tokenizer
 from latentlm.models.image_model import LabelledTokens, TokenSpace
 from latentlm.nn.keyed_noise import combine_keys, keyed_uniform
 from latentlm.pictures import picture_grid

@@ -24,6 +24,7 @@ from latentlm.training.objectives.labelled_images import (
     tokenizer_of_recipe,
 )
 from latentlm.training.optim import OptimConfig
+from latentlm.training.random_state import seeded_weights
 from latentlm.training.trainer import TrainerConfig
 
 
@@ -162,8 +163,7 @@ def build_latentlm(
     group_size = recipe.pictures_per_document
     dataset = open_training_data(recipe.data, recipe.latents, fingerprint, group_size=group_size)
     recipe = replace(recipe, model=_fit_to_data(recipe.model, dataset.num_classes, tokenizer, fingerprint))
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = LatentLM(recipe.model)
     objective = LatentLMObjective(
         model,

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentlm.generation.document_pipeline import TEXT
 from latentlm.generation.pipeline import LatentLMPipeline, check_tokenizers
-from latentlm.generation.requests import LatentSamplingConfig, PartEvent, TextSamplingConfig
+from latentlm.generation.pipeline_folder import TEXT
+from latentlm.generation.requests import LatentSamplingConfig, TextSamplingConfig
 from latentlm.models.latentlm import NOISE_STREAM, LatentLM, LatentLMConfig
 from latentlm.nn.keyed_noise import keyed_normal
-from latentlm.pictures import picture_grid
-from latentlm.sequence import Document, IdsPart, LatentPart, PackedBatch, SequenceBuilder
+from latentlm.sequence import PackedBatch, SequenceBuilder
 from latentlm.tokenizers.base import LatentTokenizer, Posterior
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer
@@ -26,12 +25,13 @@ from latentlm.training.objective import Counts
 from latentlm.training.objectives.documents import (
     DocumentObjective,
     DocumentRecipe,
+    document_of,
     make_document_loader,
+    objective_options,
     open_recipe_documents,
 )
 from latentlm.training.optim import OptimConfig
-
-_GRID_PICTURES = 16
+from latentlm.training.random_state import seeded_weights
 
 _TOKENIZER_FLAGS = {"image": "--tokenizer", "speech": "--speech_tokenizer"}
 
@@ -143,17 +143,9 @@ class MultimodalObjective(DocumentObjective):
         self, rows: list[list[RawPiece]], tokens: Mapping[int, Sequence[Tensor]], noise_seed: int
     ) -> tuple[PackedBatch, int]:
         """Packed sequences, and the step's noise seed."""
-        sequences = [[self.builder.build(self._document(piece, tokens[piece.key])) for piece in row] for row in rows]
+        sequences = [[self.builder.build(document_of(piece, tokens[piece.key])) for piece in row] for row in rows]
         packed = self.builder.collate(sequences, length=self.max_length, group_names=self.group_names)
         return packed.to(self.device), noise_seed
-
-    def _document(self, piece: RawPiece, latents: Sequence[Tensor]) -> Document:
-        parts = tuple(
-            part if isinstance(part, IdsPart) else LatentPart(part.modality, latents[part.raw], part.grid)
-            for part in piece.segments
-        )
-        # Its end-of-text ids are among the segments, unless what stood before a picture was dropped.
-        return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
 
     def loss_counts(self, batch: tuple[PackedBatch, int]) -> Counts:
         """See `LatentLM.loss_counts`."""
@@ -184,25 +176,11 @@ class MultimodalObjective(DocumentObjective):
         sampling = {TEXT: self.text_sampling, "image": self.sampling, "speech": self.speech_sampling}
         return LatentLMPipeline(model, tokenizers, {name: sampling[name] for name in tokenizers})
 
-    @torch.no_grad()
     def sample_grid(self, *, seed: int) -> Tensor | None:
         """Pictures drawn after nothing at all; None for a model of text."""
         if self.tokenizer is None or self.model.config.modalities["image"].says_size:
             return None
-        training = self.model.training
-        pipeline = self.pipeline()
-        requests = pipeline.requests([""] * _GRID_PICTURES, images=1, max_new_tokens=0, seed=seed)
-        parts = [event.part for event in pipeline.events(requests) if isinstance(event, PartEvent)]
-        latents = torch.stack([part.latents for part in parts if isinstance(part, LatentPart)])
-        pictures = self.tokenizer.decode(latents)
-        self.model.train(training)
-        return picture_grid(pictures)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """A pipeline folder: model, tokenizers and sampling defaults."""
-        training = self.model.training
-        self.pipeline().save_pretrained(folder)
-        self.model.train(training)
+        return self.unprompted_pictures(seed=seed)
 
 
 def build_multimodal(
@@ -228,8 +206,7 @@ def build_multimodal(
         raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
     tokenizers = {"image": tokenizer, "speech": speech_tokenizer}
     recipe = replace(recipe, model=_fitted(recipe, opened.text_tokenizer, tokenizers))
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         model = LatentLM(recipe.model)
         if recipe.init_from is not None:
             eos_ids = load_initial_weights(model, Path(recipe.init_from), opened.text_tokenizer)
@@ -243,11 +220,7 @@ def build_multimodal(
             sampling=recipe.generation,
             speech_sampling=recipe.speech_generation,
             text_sampling=recipe.text_generation,
-            optim=recipe.optim,
-            drop_cond_prob=recipe.drop_cond_prob,
-            max_length=recipe.max_length,
-            group_names=list(recipe.sources),
-            held_out=opened.held_out,
+            **objective_options(recipe, opened),
         )
         if recipe.lora is not None:
             objective.adapt(recipe.lora)

@@ -35,6 +35,7 @@ from latentlm.training.losses.adversarial import (
 from latentlm.training.losses.perceptual import PerceptualConfig, PerceptualDistance, load_perceptual_distance
 from latentlm.training.objective import Objective
 from latentlm.training.optim import OptimConfig, OptimizerGroups, layer_lr_scale, parameter_groups
+from latentlm.training.random_state import seeded_weights
 from latentlm.training.trainer import TrainerConfig
 
 NUM_MEASURED_IMAGES = 10_000
@@ -325,8 +326,7 @@ def build_reconstruction(
     perceptual = None if recipe.losses.perceptual is None else load_perceptual_distance(recipe.losses.perceptual)
     train = open_images(recipe.data, part="train")
     held_out = open_images(recipe.data, part="validation") if recipe.data.validation_ratio > 0 else train
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         objective = objective_class(
             tokenizer_class(recipe.tokenizer),
             losses=recipe.losses,

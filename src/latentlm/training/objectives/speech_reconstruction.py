@@ -48,6 +48,7 @@ from latentlm.training.losses.waveform_adversarial import (
 from latentlm.training.objective import Objective
 from latentlm.training.objectives.reconstruction import Report, publish_with_report
 from latentlm.training.optim import OptimConfig, OptimizerGroups, parameter_groups
+from latentlm.training.random_state import seeded_weights
 from latentlm.training.spectrograms import spectrogram_grid
 from latentlm.training.speech_clips import MEASURE_BATCH_SIZE, ClipSources, open_clips
 from latentlm.training.trainer import TrainerConfig
@@ -378,8 +379,7 @@ def build_speech_reconstruction(
         ImportError: If an audio library is missing; the message names the extra.
     """
     clips, make_batches = open_clips(recipe.groups, recipe.words, recipe.trainer)
-    with torch.random.fork_rng(devices=[]):  # the run's seed decides the initial weights, nothing else
-        torch.manual_seed(recipe.trainer.seed)
+    with seeded_weights(recipe.trainer.seed):
         objective = objective_class(
             tokenizer_class(recipe.tokenizer),
             losses=recipe.losses,
