@@ -17,7 +17,7 @@ class StoredTextTokenizer(Protocol):
     """
 
     kind: str
-    """Which class reads its folder: "bytes", "tiktoken" or "huggingface"."""
+    """Which class reads its folder: "bytes", "tiktoken", "huggingface" or "phonemes"."""
     num_ids: int
     """Rows that a model needs for its ids, special ones included."""
     eos_id: int
