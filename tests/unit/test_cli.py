@@ -353,6 +353,45 @@ def test_plan_counts_a_model_of_documents_by_rows(capsys: pytest.CaptureFixture[
     assert found["what each latent of image adds"] > 0
 
 
+def test_plan_counts_a_tokenizer_of_sound_by_the_second(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--tokenizer.channels", "[8]", "--tokenizer.depths", "[0]", "--tokenizer.strides", "[]"]
+    assert main(["plan", "speech_digits_tokenizer.yaml", *flags]) == 0
+    found = numbers_of(capsys.readouterr().out)
+    # 160 frames of a spectrum with 129 frequencies a second; kernels of 7 between 8 channels and 32 dimensions.
+    assert found["encode"] == pytest.approx(2 * 160 * (2 * 129 * 8 + 7 * 8 * 32), rel=0.05)
+    assert found["training, forward and backward, reconstruction only"] == pytest.approx(
+        3 * (found["encode"] + found["decode"]), rel=1e-3
+    )
+    # 12 crops of a second.
+    per_second = found["training, forward and backward, reconstruction only"]
+    assert found["FLOPs per step"] == pytest.approx(12 * per_second, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        ("transfusion_digits_and_garments.yaml", []),
+        ("vq_mllm_digits_and_garments.yaml", ["--model.vocabulary.num_codes", "512"]),
+        ("mel_ar_digits.yaml", []),
+        ("codec_lm_digits.yaml", ["--model.num_codes", "256", "--model.num_quantizers", "4"]),
+        ("vq_fashion_tokenizer.yaml", []),
+    ],
+)
+def test_plan_counts_the_parameters_of_every_other_kind(
+    recipe: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", recipe, *flags]) == 0
+    found = numbers_of(capsys.readouterr().out)
+    assert 1e6 < found["total"] < 2e7
+    assert found["total"] == sum(number for name, number in found.items() if name != "total")
+
+
+def test_plan_says_what_a_model_of_codes_leaves_open(capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in ("codec_lm_digits.yaml", "vq_mllm_digits_and_garments.yaml"):
+        assert main(["plan", recipe]) == 2
+        assert "num_codes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["dit", "mar", "givt", "vq_ar", "maskgit"])
 def test_plan_counts_an_image_model_by_its_tokenizer_or_its_space_alike(
     kind: str, tokenizers: dict[str, Path], capsys: pytest.CaptureFixture[str]

@@ -4,9 +4,12 @@
 
 How many latents an image has is its tokenizer's business: FLOPs of a LatentLM need --num-latents or --tokenizer FOLDER;
 other generators read it from the recipe's model.space, or from --tokenizer FOLDER beside --model.space.num_classes.
+Tokenizers of sound are counted by the second; of Transfusion, VQ-MLLM, the codec language model and mel frames the
+parameters alone.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from latentlm.cli.recipes import read_recipe
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latentlm.models.image_model import ImageModel
+    from latentlm.pretrained import Pretrained
+    from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder
     from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe
     from latentlm.training.objectives.latentlm import LatentLMRecipe
     from latentlm.training.objectives.multimodal import MultimodalRecipe
@@ -34,6 +39,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = read_recipe(arguments.recipe, overrides)
     from latentlm.catalog import KINDS
     from latentlm.models.image_model import ImageModel
+    from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder
 
     planners = {
         "latentlm": _plan_latentlm,
@@ -45,11 +51,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         planners[recipe.kind](recipe, arguments.num_latents)
     elif issubclass(model_class, ImageModel):
         _plan_image_model(recipe, model_class)
+    elif issubclass(model_class, SpeechAutoencoder):
+        _plan_speech_tokenizer(recipe, model_class)
     else:
-        raise ValueError(
-            f"recipes of the kind {recipe.kind!r} cannot be planned yet; those of {', '.join(planners)} and of "
-            "generators of pictures can"
-        )
+        _plan_parameters(recipe, model_class)
     return 0
 
 
@@ -155,6 +160,48 @@ def _plan_image_tokenizer(recipe: "ImageTokenizerRecipe", num_latents: int | Non
     _print_training(recipe, training)
 
 
+def _plan_speech_tokenizer(recipe: Any, model_class: Callable[[Any], "SpeechAutoencoder"]) -> None:
+    import torch
+
+    from latentlm.evaluation.cost import speech_tokenizer_flops
+
+    with torch.device("meta"):
+        tokenizer = model_class(recipe.tokenizer)
+    _print_parameters(tokenizer)
+    encode, decode = speech_tokenizer_flops(tokenizer)
+    print(f"\nFLOPs per second of sound, {tokenizer.config.frame_rate:g} latents or frames")
+    _print_flops("encode", encode)
+    _print_flops("decode", decode)
+    training = 3 * (encode + decode)
+    _print_flops("training, forward and backward, reconstruction only", training)
+    _print_training(recipe, training, "seconds of sound", _seconds_of_crops(recipe))
+
+
+def _seconds_of_crops(recipe: Any) -> float:
+    """Of one example; 1 where recordings are not cropped."""
+    return next((group.crop_seconds for group in recipe.groups.groups.values() if group.crop_seconds), 1.0)
+
+
+def _plan_parameters(recipe: Any, model_class: "type[Pretrained]") -> None:
+    """Of a model, or of a tokenizer of pictures, whose recipe says all that its size hangs on."""
+    from dataclasses import replace
+
+    import torch
+
+    from latentlm.tokenizers.text import open_text_tokenizer
+
+    config = getattr(recipe, "model", None) or recipe.tokenizer
+    if hasattr(config, "vocabulary") and config.vocabulary.num_text_ids == 0:
+        num_text_ids = open_text_tokenizer(recipe.text_tokenizer).num_ids
+        config = replace(config, vocabulary=replace(config.vocabulary, num_text_ids=num_text_ids))
+    if getattr(config, "num_text_ids", None) == 0:
+        config = replace(config, num_text_ids=open_text_tokenizer(recipe.text_tokenizer).num_ids)
+    with torch.device("meta"):
+        model = model_class(config)
+    _print_parameters(model)
+    print(f"\nFLOPs of a '{recipe.kind}' are counted where it is measured, not here")
+
+
 def _latents_of_tokenizer(recipe: "LatentLMRecipe") -> int | None:
     from latentlm.config import from_mapping
     from latentlm.pretrained import read_model_config, resolve_folder
@@ -178,13 +225,13 @@ def _print_parameters(module: "nn.Module") -> None:
     print(f"  {'total':52} {sum(parts.values()):18,}")
 
 
-def _print_flops(name: str, flops: int) -> None:
+def _print_flops(name: str, flops: float) -> None:
     print(f"  {name:52} {flops:18.3e}")
 
 
-def _print_training(recipe: Any, flops_per_image: int) -> None:
+def _print_training(recipe: Any, flops: float, unit: str = "images", per_example: float = 1) -> None:
     trainer = recipe.trainer
-    images = trainer.batch_size * trainer.num_accumulation_steps
-    print(f"\ntraining of {trainer.num_steps:,} steps with {images:,} images each")
-    _print_flops("FLOPs per step", flops_per_image * images)
-    _print_flops("FLOPs of the run", flops_per_image * images * trainer.num_steps)
+    amount = trainer.batch_size * trainer.num_accumulation_steps * per_example
+    print(f"\ntraining of {trainer.num_steps:,} steps with {amount:,g} {unit} each")
+    _print_flops("FLOPs per step", flops * amount)
+    _print_flops("FLOPs of the run", flops * amount * trainer.num_steps)

@@ -103,6 +103,7 @@ class SpeechDecoder(CausalSequential):
 
     def __init__(self, config: SpeechAutoencoderConfig, *, latent_dim: int) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         kernel_size, channels = config.block.kernel_size, config.channels
         self.first = CausalConv1d(latent_dim, channels[-1], kernel_size)
         for stage in reversed(range(len(channels))):
