@@ -9,7 +9,6 @@ parameters alone.
 """
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from latentlm.cli.recipes import read_recipe
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from latentlm.models.image_model import ImageModel
     from latentlm.pretrained import Pretrained
-    from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder
     from latentlm.training.objectives.image_tokenizer import ImageTokenizerRecipe
     from latentlm.training.objectives.latentlm import LatentLMRecipe
     from latentlm.training.objectives.multimodal import MultimodalRecipe
@@ -160,7 +158,7 @@ def _plan_image_tokenizer(recipe: "ImageTokenizerRecipe", num_latents: int | Non
     _print_training(recipe, training)
 
 
-def _plan_speech_tokenizer(recipe: Any, model_class: Callable[[Any], "SpeechAutoencoder"]) -> None:
+def _plan_speech_tokenizer(recipe: Any, model_class: Any) -> None:
     import torch
 
     from latentlm.evaluation.cost import speech_tokenizer_flops
