@@ -24,6 +24,7 @@ VERBS = {
     "generate": "draw images with a trained model: single PNG files and a grid",
     "say": "speak a text in the voice of a recording, to a file or as a stream",
     "voice": "make a voice file of a recording, for say",
+    "reconstruct": "send a sound or a picture through a trained tokenizer and back",
     "evaluate": "score a trained model: distances, accuracy and more, beside those of real images",
     "experiment": "train and measure the cells of an experiment file, and write the page of results",
     "compose": "compose documents of text and pictures from labelled pictures, and write them as JSON Lines",

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentlm.storage import StorageError
@@ -101,6 +101,7 @@ def test_espeak_is_heard() -> None:
 
 
 @needs_espeak
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_no_text_gives_a_special_id_or_two_lines(text: str) -> None:
     pytest.importorskip("phonemizer")

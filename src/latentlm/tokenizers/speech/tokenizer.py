@@ -83,6 +83,17 @@ class SpeechTokenizer(LatentSampling, SpeechAutoencoder):
         outputs, state = self.encoder_outputs_step(chunk, state, final=final)
         return self.bottleneck.posterior(outputs), state
 
+    def encode_step(
+        self, chunk: Float[Tensor, "B s"], state: tuple[Any, ...], *, final: bool = False
+    ) -> tuple[Float[Tensor, "B n C"], tuple[Any, ...]]:
+        """Means of the next latents of streams, of unit variance; arguments as in `posterior_step`.
+
+        Raises:
+            ValueError: If the latent statistics were never measured.
+        """
+        posterior, state = self.posterior_step(chunk, state, final=final)
+        return self.statistics.normalize(posterior.mean), state
+
     def decode(self, latents: Float[Tensor, "B N C"], *, num_samples: int | None = None) -> Float[Tensor, "B S"]:
         """Sound of latents of unit variance, clipped to [-1, 1].
 
