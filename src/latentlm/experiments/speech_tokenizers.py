@@ -4,7 +4,7 @@
       ─tokenizer▶ copies ─▶ mel distance, SI-SDR, PESQ, STOI, DNSMOS; does each word still say what it said?
 
 Sigma-VAEs are measured by the mean of their latents and by a sample, which is what models see; codecs with as many
-codes as the options say. A codec that others trained is measured in a cell without a run, from a folder of weights.
+codes as the options say. A codec that others trained is measured in a cell without a run, from its weights.
 
 Shapes: S samples.
 """
@@ -25,7 +25,7 @@ from latentlm.config import from_mapping
 from latentlm.data.audio import AudioDataset, WordStringConfig, WordStrings
 from latentlm.data.records import DataError
 from latentlm.evaluation.cost import parameters_by_part
-from latentlm.evaluation.speech.codecs import Codec, TransformersCodec
+from latentlm.evaluation.speech.codecs import Codec, open_codec
 from latentlm.evaluation.speech.dnsmos import Dnsmos
 from latentlm.evaluation.speech.interfaces import PairScorer
 from latentlm.evaluation.speech.intervals import bootstrap_ratio
@@ -69,7 +69,8 @@ class SpeechTokenizerOptions:
     max_frequency: float | None = None
     """The corpus's bandwidth, Hz; nothing above it counts. None is half the sample rate."""
     folder: str | None = None
-    """Of a codec that others trained, as transformers writes Encodec, DAC and Mimi; for a cell without a run."""
+    """Of a codec that others trained, for a cell without a run: Encodec, DAC or Mimi as transformers writes them, or
+    the file of a WavTokenizer."""
     dnsmos: bool = True
     """Score DNSMOS (not UTMOS) too."""
     judges: SpeechJudgesConfig = field(default_factory=SpeechJudgesConfig)
@@ -193,8 +194,8 @@ class _Measured:
         if self.tokenizer is not None:
             return codecs_of(self.tokenizer, bits_per_frame=_bits_per_frame(self.report), seed=options.seed)
         if options.folder is None:
-            raise ValueError(f"{self._context.cell} has neither a run nor a folder of weights: nothing to measure")
-        return {"codes": TransformersCodec(Path(options.folder))}
+            raise ValueError(f"{self._context.cell} has neither a run nor weights (folder): nothing to measure")
+        return {"codes": open_codec(Path(options.folder))}
 
     def row(self, name: str, codec: Codec, group: str) -> dict[str, Any]:
         """Copies of a group's utterances, scored."""

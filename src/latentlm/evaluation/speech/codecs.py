@@ -1,7 +1,7 @@
 """Codecs of every origin behind one interface: sound in, the same sound out, at a known rate.
 
     ours: SpeechTokenizer (continuous latents), SpeechCodec (residual codes)
-    transformers: Encodec, DAC, Mimi, from folders that the user brings
+    transformers: Encodec, DAC, Mimi, from folders that the user brings; WavTokenizer, from its authors' checkpoints
 
 Rates are counted as the paper's Table 5 counts them: its compression ratio is samples per token, a token being a latent
 vector or one code of one quantizer. Floats and bits per second stand beside it, without which a vector of 64 floats and
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from latentlm.evaluation.speech.interfaces import Clips, PairScorer, SpeechScorer, resample
 from latentlm.evaluation.speech.reconstruction import ReconstructionScores, score_reconstructions
+from latentlm.evaluation.speech.wavtokenizer import SAMPLE_RATE, load_wavtokenizer
 from latentlm.storage import read_json
 from latentlm.tokenizers.speech import SpeechCodec, SpeechTokenizer
 
@@ -288,6 +289,55 @@ class TransformersCodec:
         return values if values.dim() == 3 else values[:, None]  # DAC drops the channel
 
 
+class WavTokenizerCodec:
+    """WavTokenizer, with weights that the user brings.
+
+    Args:
+        path: A checkpoint of its authors, or a safetensors file of its state dict.
+        label: What it is called in tables.
+        device: Where it runs.
+
+    Raises:
+        ImportError: If transformers is missing; the message names the extra.
+        ValueError: If the file holds anything but its tensors.
+    """
+
+    def __init__(self, path: Path, *, label: str = "WavTokenizer", device: str | torch.device = "cpu") -> None:
+        self.label = label
+        self._model = load_wavtokenizer(path).to(device)
+
+    def rate(self, num_quantizers: int | None = None) -> CodecRate:
+        """One code per frame."""
+        count = _check_quantizers(num_quantizers, 1)
+        return CodecRate(
+            sample_rate=SAMPLE_RATE,
+            frame_rate=SAMPLE_RATE / self._model.hop_length,
+            tokens_per_frame=count,
+            bits_per_frame=math.log2(len(self._model.codebook)),
+        )
+
+    @torch.no_grad()
+    def reconstruct(
+        self, waveforms: Float[Tensor, "B S"], sample_rate: int, num_quantizers: int | None = None
+    ) -> Float[Tensor, "B S"]:
+        """Encoded and decoded."""
+        _check_quantizers(num_quantizers, 1)
+        own = _to_rate(waveforms, sample_rate, SAMPLE_RATE).to(self._model.codebook.device)
+        padded = F.pad(own, (0, -own.shape[1] % self._model.hop_length))  # whole frames
+        copies = self._model.decode(self._model.encode(padded))[:, : own.shape[1]].clamp(-1, 1)
+        return _back(copies.to(waveforms.device), waveforms, SAMPLE_RATE, sample_rate)
+
+
+def open_codec(path: Path) -> Codec:
+    """A codec that others trained: a folder of transformers' Encodec, DAC or Mimi, or a file of WavTokenizer's.
+
+    Raises:
+        ImportError: If transformers is missing; the message names the extra.
+        ValueError: If it is none of them.
+    """
+    return WavTokenizerCodec(path) if path.is_file() else TransformersCodec(path)
+
+
 def score_codec(
     codec: Codec,
     clips: Clips,
@@ -326,21 +376,16 @@ def score_codec(
 
 def _kind_of(folder: Path) -> str:
     if not (folder / "config.json").is_file():
-        if any(folder.glob("*.ckpt")):
-            raise ValueError(
-                f"{folder} holds a pickled checkpoint, as WavTokenizer's: pickles are never read, and its network is "
-                "in no library. Give a class of yours the two methods of Codec around its code, and pass that instead"
-            )
         raise ValueError(
             f"there is no file {folder / 'config.json'}; a codec is read from a folder of weights that you bring, as "
-            "transformers' save_pretrained writes it"
+            "transformers' save_pretrained writes it; WavTokenizer from its checkpoint, a file"
         )
     content = read_json(folder / "config.json")
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind not in ("encodec", "dac", "mimi"):
         raise ValueError(
             f"{folder} holds a model of type {kind!r}; of transformers' codecs, encodec, dac and mimi are known. Any "
-            "other, WavTokenizer among them, needs a class with the two methods of Codec around its own code"
+            "other needs a class with the two methods of Codec around its own code"
         )
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no .safetensors file; pickled weights are never read")

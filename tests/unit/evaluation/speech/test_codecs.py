@@ -11,6 +11,7 @@ from latentlm.evaluation.speech.codecs import (
     CodecRate,
     LatentCodec,
     TransformersCodec,
+    open_codec,
     score_codec,
 )
 from latentlm.evaluation.speech.reconstruction import MelDistance
@@ -144,12 +145,9 @@ def test_codecs_of_transformers_do_what_ours_do(kind, most, tmp_path: Path):
         codec.reconstruct(clips(), RATE, most + 1)
 
 
-def test_wavtokenizer_and_unknown_folders_are_refused_with_what_to_do(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"config\.json"):
-        TransformersCodec(tmp_path)
-    (tmp_path / "wavtokenizer.ckpt").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match=r"WavTokenizer.*two methods of Codec"):
-        TransformersCodec(tmp_path)
+def test_unknown_folders_are_refused_with_what_to_do(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"config\.json.*WavTokenizer from its checkpoint, a file"):
+        open_codec(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="'bert'"):
-        TransformersCodec(tmp_path)
+        open_codec(tmp_path)
