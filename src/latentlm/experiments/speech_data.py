@@ -12,10 +12,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from latentlm.config import from_mapping, with_changes
 from latentlm.data.audio import AudioDataConfig, AudioDataset, AudioExamples, WordStringConfig, open_audio
@@ -23,6 +25,9 @@ from latentlm.data.audio.augmentation import AugmentationConfig
 from latentlm.data.records import BadRecord, DataError
 from latentlm.evaluation.speech.recordings import Recordings
 from latentlm.nn.keyed_noise import keyed_uniform
+
+RECIPE_NAME = "recipe.yaml"
+"""What a run folder says of itself."""
 
 _JUDGES_STREAM = 0x1D6E
 
@@ -35,7 +40,7 @@ class SpeechData:
     Args:
         recordings: As a run was trained on them.
         words: How single words are joined into utterances; None where recordings are utterances.
-        others: Whatever else the run was trained on; it is not measured on these.
+        others: Whatever else the run, or its tokenizer, was trained on; it is not measured on these.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class SpeechData:
             return SpeechData(from_mapping(AudioDataConfig, changes, where="data"), words)
         (recordings, own_words), *others = _settings_of(recipe)
         changed, *also = [
-            with_changes(one, changes, where="the recordings' config") for one in (recordings, *(c for c, _ in others))
+            with_changes(one, changes, where="the recordings' config")
+            for one in (recordings, *(config for config, _ in others), *_heard_by_tokenizer(recipe))
         ]
         return SpeechData(changed, words or own_words, others=[config for config in also if config != changed])
 
@@ -87,7 +93,7 @@ class SpeechData:
 
     @cached_property
     def heard_speakers(self) -> frozenset[str]:
-        """Whom the run was trained on, by any of its recordings; nobody where those do not tell who speaks."""
+        """Whom the run or its tokenizer was trained on; nobody of recordings that do not tell who speaks."""
         heard: set[str] = set()
         for config in (self._config, *self._others):
             recordings = open_audio(replace(config, crop_seconds=None), part="train")
@@ -108,8 +114,8 @@ class SpeechData:
         """
         if name in self.heard_speakers:
             raise ValueError(
-                f"the run was trained on recordings of {name!r}: it says nothing about voices that it never heard. "
-                "Leave the speaker out of training (exclude_speakers), of the tokenizer's too"
+                f"the run, or its tokenizer, was trained on recordings of {name!r}: it says nothing about voices that "
+                "it never heard. Leave the speaker out of both trainings (exclude_speakers)"
             )
         for recordings, is_train_file in ((self._train_file(), True), (self.test(), False)):
             keep = np.array([speaker == name for speaker in recordings.speakers])
@@ -196,6 +202,20 @@ def _settings_of(recipe: Any) -> list[tuple[AudioDataConfig, WordStringConfig | 
             f"this recipe of kind {recipe.kind!r} names no recordings to measure on, or several groups of them"
         )
     return [(data, getattr(recipe, "words", None))]
+
+
+def _heard_by_tokenizer(recipe: Any) -> list[AudioDataConfig]:
+    """What the tokenizer of a model was trained on, as far as its run still lies around its model."""
+    folder = getattr(recipe, "speech_tokenizer", None) or getattr(recipe, "vocoder", None)
+    if folder is None:
+        return []
+    path = Path(folder).parent / RECIPE_NAME
+    if not path.is_file():
+        _log.warning("there is no %s: nobody knows whose voices the tokenizer has heard", path)
+        return []
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    groups = (content.get("mixture") or {}).get("groups") or {"data": content["data"]}
+    return [from_mapping(AudioDataConfig, group, where=f"{path}: {name}") for name, group in groups.items()]
 
 
 def _speaks(template: str) -> bool:

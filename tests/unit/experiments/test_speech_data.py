@@ -1,13 +1,16 @@
 """Whose voices are measured: never those that the run has heard, and no recording that a judge has learned from."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from spoken_tones import LETTERS, WORDS, write_spoken_tones
 
+from latentlm.config import to_mapping
 from latentlm.data.audio import AudioDataConfig
 from latentlm.experiments.speech_data import SpeechData, as_recordings, is_for_judges, joined
 from latentlm.experiments.speech_trials import TrialShape, make_trials, real_speech
@@ -51,7 +54,7 @@ def test_a_speaker_that_training_left_out_is_measured_on_the_training_file(corpu
     of_test, is_train_file = data.of_speaker("new")
     assert (len(of_test), set(of_test.speakers), is_train_file) == (36, {"new"}, False)
     assert not hashes(recordings) & hashes(data.training())
-    with pytest.raises(ValueError, match="trained on recordings of 'high'"):
+    with pytest.raises(ValueError, match="was trained on recordings of 'high'"):
         data.of_speaker("high")
     with pytest.raises(ValueError, match="no recordings of a speaker called 'nobody'"):
         data.of_speaker("nobody")
@@ -65,6 +68,23 @@ def test_a_speaker_is_heard_by_any_source(corpus: AudioDataConfig) -> None:
     assert SpeechData.of(recipe, {}, None).heard_speakers == {"high"}
     sources["alone"] = DocumentSourceConfig(speech=alone)
     assert SpeechData.of(recipe, {}, None).heard_speakers == {"high", "low"}
+
+
+def test_a_speaker_is_heard_by_the_tokenizer_of_a_model_too(corpus: AudioDataConfig, tmp_path: Path) -> None:
+    spoken = SpeechSourceConfig(recordings=replace(corpus, exclude_speakers=["low"]), words=WORDS)
+    recipe = SimpleNamespace(
+        kind="multimodal",
+        sources={"spoken": DocumentSourceConfig(speech=spoken)},
+        speech_tokenizer=str(tmp_path / "model"),
+    )
+    assert SpeechData.of(recipe, {}, None).heard_speakers == {"high"}, "nothing is known of the tokenizer"
+    everybody = to_mapping(corpus)
+    for content in ({"data": everybody, "mixture": None}, {"data": None, "mixture": {"groups": {"speech": everybody}}}):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+        data = SpeechData.of(recipe, {}, None)
+        assert data.heard_speakers == {"high", "low"}
+        with pytest.raises(ValueError, match="or its tokenizer, was trained on recordings of 'low'"):
+            data.of_speaker("low")
 
 
 def test_judges_learn_from_one_share_of_the_training_file_whatever_a_run_left_out(corpus: AudioDataConfig) -> None:
