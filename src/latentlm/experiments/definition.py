@@ -104,6 +104,8 @@ class PlotDefinition:
     x: str
     """Dotted path into a cell's record (axes.steps, result.images_per_second); two lists of one length are a curve."""
     y: str
+    missing_x: float | None = None
+    """x of records that do not say it: they leave out fields of a recipe that have their default."""
     series: list[str] = field(default_factory=lambda: ["method"])
     """Axes, or "method", "run", "measurement", that tell lines apart."""
     x_label: str | None = None

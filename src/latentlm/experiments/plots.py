@@ -90,6 +90,8 @@ def draw_plot(plot: PlotDefinition, lines: Mapping[str, Sequence[Point]]) -> byt
 
 def _numbers(plot: PlotDefinition, cell: Cell, record: Record) -> tuple[list[float], list[float]]:
     xs, ys = (_as_numbers(look_up(record, path)) for path in (plot.x, plot.y))
+    if not xs and plot.missing_x is not None:
+        xs = [plot.missing_x]
     if not xs or len(xs) != len(ys):
         raise ValueError(
             f"{plot.title!r}: {cell.name} has {len(xs)} numbers at {plot.x} and {len(ys)} at {plot.y}; a point needs "

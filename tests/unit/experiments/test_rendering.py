@@ -235,6 +235,15 @@ def test_a_plot_of_what_is_no_number_is_refused() -> None:
         lines_of(PLOT, records)
 
 
+def test_what_a_record_leaves_out_has_the_default_of_the_plot() -> None:
+    records = {
+        "scores.narrow-seed=0": {"sigma": 0.5, "result": {"width": 3.0}},
+        "scores.wide-seed=0": {"result": {"width": 7.0}},
+    }
+    lines = lines_of(replace(PLOT, x="sigma", missing_x=0.75), records)
+    assert lines == {"Narrow": [Point(0.5, 3.0, None, None)], "Wide": [Point(0.75, 7.0, None, None)]}
+
+
 def test_a_plot_with_logarithmic_axes_differs_from_one_without() -> None:
     pytest.importorskip("matplotlib")
     lines = {"A": [Point(1.0, 1.0, None, 0.1), Point(100.0, 10.0, None, 0.1)], "B": [Point(1.0, 2.0, 0.5, None)]}

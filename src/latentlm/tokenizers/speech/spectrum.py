@@ -11,6 +11,11 @@ transform of Vocos (Siuzdak 2023) with its lookahead taken away. The price is at
 frames that have not heard the newest samples speak too; hence the synthesis window rises within one hop, to give the
 newest frame its say at once, and falls over the rest.
 
+Phases are told against the clock of the stream, not of the frame: bin k of a frame that begins at sample n is turned by
+-2 pi k n / fft_size, and back. A steady tone then has a steady phase from frame to frame; without this it turns by an
+amount that depends on its frequency, up to half a circle per frame, and layers that see a few latents a second could
+not say where a period begins.
+
 A sample is the mean of the frames that cover it, weighted by the window. The first samples of a clip have few frames
 or only one; a mean, unlike a sum over the window's steady total, does not fade them in.
 
@@ -21,7 +26,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,6 +70,7 @@ class SpectralAnalysis(nn.Module):
     """
 
     window: Tensor
+    turns: Tensor
 
     def __init__(self, config: SpectrumConfig, channels: int) -> None:
         super().__init__()
@@ -75,40 +81,45 @@ class SpectralAnalysis(nn.Module):
         window = torch.hann_window(config.fft_size)
         # Of unit mean square: with an orthonormal FFT a spectrum is then as large as the sound.
         self.register_buffer("window", window * window.square().mean().rsqrt(), persistent=False)
+        self.register_buffer("turns", turns_of_frames(config, backward=True), persistent=False)
 
     def forward(self, waveforms: Float[Tensor, "B S 1"]) -> Float[Tensor, "B T C"]:
         """S // hop_length hidden states of whole clips."""
         return self.step(waveforms, self.init_state(len(waveforms)))[0]
 
-    def init_state(self, batch_size: int) -> Float[Tensor, "B past 1"]:
-        """Silence before the start."""
-        return self.window.new_zeros(batch_size, self.config.fft_size - self.config.hop_length, 1)
+    def init_state(self, batch_size: int) -> tuple[Float[Tensor, "B past 1"], Int[Tensor, "B"]]:
+        """Silence before the start, and no frame."""
+        past = self.config.fft_size - self.config.hop_length
+        return self.window.new_zeros(batch_size, past, 1), _no_frames(batch_size, self.window.device)
 
     def step(
-        self, chunk: Float[Tensor, "B n 1"], state: Float[Tensor, "B past 1"]
-    ) -> tuple[Float[Tensor, "B frames C"], Float[Tensor, "B rest 1"]]:
+        self, chunk: Float[Tensor, "B n 1"], state: tuple[Float[Tensor, "B past 1"], Int[Tensor, "B"]]
+    ) -> tuple[Float[Tensor, "B frames C"], tuple[Float[Tensor, "B rest 1"], Int[Tensor, "B"]]]:
         """Hidden states of the frames that the chunk completes.
 
         Args:
             chunk: The next samples.
-            state: Samples that they still need: at least fft_size - hop_length, fewer than fft_size.
+            state: Samples that they still need: at least fft_size - hop_length, fewer than fft_size; and the number of
+                the next frame, modulo the period of the turns.
         """
         fft_size, hop_length = self.config.fft_size, self.config.hop_length
-        buffer = torch.cat([state, chunk.float()], dim=1)
+        past, frame = state
+        buffer = torch.cat([past, chunk.float()], dim=1)
         num_frames = num_complete(buffer.shape[1], fft_size, hop_length)
         rest = buffer[:, num_frames * hop_length :].clone()
         if num_frames == 0:
-            return chunk.new_zeros(len(chunk), 0, self.projection.out_features), rest
+            return chunk.new_zeros(len(chunk), 0, self.projection.out_features), (rest, frame)
         frames = buffer.squeeze(-1).unfold(1, fft_size, hop_length)  # (B, T, fft_size)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, norm="ortho"))  # (B, T, F, 2)
-        return self.projection(_raise_magnitude(spectrum, self.config.power).flatten(2)), rest
+        turns, frame = _next_turns(self.turns, frame, num_frames)
+        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, norm="ortho") * turns)  # (B, T, F, 2)
+        return self.projection(_raise_magnitude(spectrum, self.config.power).flatten(2)), (rest, frame)
 
 
 class SpectralSynthesis(nn.Module):
     """A `CausalLayer`: hidden states to hop_length samples each.
 
     Its state is the weighted sum of the frames so far, and the sum of their weights, over the fft_size - hop_length
-    samples that later frames still add to.
+    samples that later frames still add to; and the number of the next frame, modulo the period of the turns.
 
     Args:
         config: The transform.
@@ -116,6 +127,7 @@ class SpectralSynthesis(nn.Module):
     """
 
     window: Tensor
+    turns: Tensor
 
     def __init__(self, config: SpectrumConfig, channels: int) -> None:
         super().__init__()
@@ -124,37 +136,41 @@ class SpectralSynthesis(nn.Module):
         initialise_weight(self.projection.weight, fan_in=channels)
         nn.init.zeros_(self.projection.bias)
         self.register_buffer("window", synthesis_window(config), persistent=False)
+        self.register_buffer("turns", turns_of_frames(config), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S 1"]:
         """T · hop_length samples of whole clips."""
         return self.step(x, self.init_state(len(x)))[0]
 
-    def init_state(self, batch_size: int) -> Float[Tensor, "B 2 overlap"]:
+    def init_state(self, batch_size: int) -> tuple[Float[Tensor, "B 2 overlap"], Int[Tensor, "B"]]:
         """No frame has spoken."""
-        return self.window.new_zeros(batch_size, 2, self.config.fft_size - self.config.hop_length)
+        overlap = self.config.fft_size - self.config.hop_length
+        return self.window.new_zeros(batch_size, 2, overlap), _no_frames(batch_size, self.window.device)
 
     def step(
-        self, chunk: Float[Tensor, "B n C"], state: Float[Tensor, "B 2 overlap"]
-    ) -> tuple[Float[Tensor, "B samples 1"], Float[Tensor, "B 2 overlap"]]:
+        self, chunk: Float[Tensor, "B n C"], state: tuple[Float[Tensor, "B 2 overlap"], Int[Tensor, "B"]]
+    ) -> tuple[Float[Tensor, "B samples 1"], tuple[Float[Tensor, "B 2 overlap"], Int[Tensor, "B"]]]:
         """The n · hop_length samples that no later frame adds to. Float32 whatever the autocast type.
 
         Args:
             chunk: The next hidden states.
-            state: What the frames so far say of the samples after theirs.
+            state: What the frames so far say of the samples after theirs, and how many they are.
         """
         num_frames, hop_length = chunk.shape[1], self.config.hop_length
+        said, frame = state
         if num_frames == 0:
-            return state.new_zeros(len(chunk), 0, 1), state
+            return said.new_zeros(len(chunk), 0, 1), state
         compressed = self.projection(chunk).float().unflatten(-1, (-1, 2))  # (B, n, F, 2)
-        spectrum = torch.view_as_complex(_raise_magnitude(compressed, 1 / self.config.power))
+        turns, frame = _next_turns(self.turns, frame, num_frames)
+        spectrum = torch.view_as_complex(_raise_magnitude(compressed, 1 / self.config.power)) * turns
         frames = torch.fft.irfft(spectrum, n=self.config.fft_size, norm="ortho") * self.window  # (B, n, fft_size)
         weights = self.window.expand(1, num_frames, -1)
         sums = torch.stack(
             torch.broadcast_tensors(_overlap_add(frames, hop_length), _overlap_add(weights, hop_length)), dim=1
         )  # (B, 2, n · hop_length + overlap)
-        sums[..., : state.shape[-1]] += state
+        sums[..., : said.shape[-1]] += said
         complete, rest = sums[..., : num_frames * hop_length], sums[..., num_frames * hop_length :].clone()
-        return (complete[:, 0] / complete[:, 1]).unsqueeze(-1), rest
+        return (complete[:, 0] / complete[:, 1]).unsqueeze(-1), (rest, frame)
 
 
 def synthesis_window(config: SpectrumConfig) -> Float[Tensor, "fft_size"]:
@@ -166,6 +182,34 @@ def synthesis_window(config: SpectrumConfig) -> Float[Tensor, "fft_size"]:
     rising = torch.arange(1, num_rising + 1) / (num_rising + 1)
     falling = torch.arange(num_falling, 0, -1) / (num_falling + 1)
     return (torch.cat([rising, falling]) * (math.pi / 2)).sin().square()
+
+
+def turns_of_frames(config: SpectrumConfig, *, backward: bool = False) -> Float[Tensor, "period F 2"]:
+    """Real and imaginary part of exp(2 pi i k n / fft_size), for every bin k and the start n of every frame.
+
+    Starts repeat after fft_size / gcd(fft_size, hop_length) frames; whole numbers keep them exact at any length.
+
+    Args:
+        config: The transform.
+        backward: Turn the other way.
+    """
+    period = config.fft_size // math.gcd(config.fft_size, config.hop_length)
+    starts = torch.arange(period) * config.hop_length
+    parts = starts[:, None] * torch.arange(config.fft_size // 2 + 1) % config.fft_size
+    angles = (-2 if backward else 2) * math.pi * parts / config.fft_size
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def _next_turns(
+    turns: Float[Tensor, "period F 2"], frame: Int[Tensor, "B"], num_frames: int
+) -> tuple[Complex[Tensor, "B n F"], Int[Tensor, "B"]]:
+    """Those of the next frames of every stream, and the number of the frame after them."""
+    numbers = frame[:, None] + torch.arange(num_frames, device=frame.device)
+    return torch.view_as_complex(turns[numbers % len(turns)].float()), (frame + num_frames) % len(turns)
+
+
+def _no_frames(batch_size: int, device: torch.device) -> Int[Tensor, "B"]:
+    return torch.zeros(batch_size, dtype=torch.long, device=device)
 
 
 def _raise_magnitude(spectrum: Float[Tensor, "B T F 2"], power: float) -> Float[Tensor, "B T F 2"]:

@@ -23,6 +23,21 @@ def compressed(spectrum: Tensor, power: float) -> Tensor:
     return torch.view_as_real(torch.polar(spectrum.abs() ** power, spectrum.angle())).flatten(2)
 
 
+def turns(fft_size: int, hop_length: int, num_frames: int) -> Tensor:
+    """By how much each bin of each frame is turned: [T, F]."""
+    angles = 2 * torch.pi * torch.outer(torch.arange(num_frames) * hop_length, torch.fft.rfftfreq(fft_size))
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def test_a_tone_of_a_bin_has_one_phase_in_all_frames_however_many_there_were() -> None:
+    config = SpectrumConfig(fft_size=16, hop_length=5)
+    time = torch.arange(2000, dtype=torch.float64)
+    tone = torch.cos(2 * torch.pi * 3 / 16 * time + 1.0).float()
+    features = with_identity(SpectralAnalysis(config, config.num_features))(tone[None, :, None])
+    phases = torch.view_as_complex(features.unflatten(-1, (-1, 2)))[0, 4:, 3].angle()
+    torch.testing.assert_close(phases, phases[:1].expand(len(phases)), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize(("fft_size", "hop_length"), GEOMETRIES)
 def test_analysis_is_a_short_time_fourier_transform_whose_frames_end_with_the_newest_samples(
     fft_size: int, hop_length: int
@@ -41,6 +56,7 @@ def test_analysis_is_a_short_time_fourier_transform_whose_frames_end_with_the_ne
     ).transpose(1, 2)  # (B, T, F)
     spectrum = spectrum / window.square().sum().sqrt()
     assert spectrum.shape[1] == 6
+    spectrum = spectrum * turns(fft_size, hop_length, 6).conj()
     # The power 0.4 is steep at zero: a bin of 1e-7 instead of 0 is 1.6e-3 after it.
     torch.testing.assert_close(features, compressed(spectrum, 0.4), atol=2e-3, rtol=1e-4)
 
@@ -53,7 +69,9 @@ def test_the_true_spectra_of_synthesis_frames_give_the_sound_back_from_its_first
     num_frames = 7
     waveforms = sound(2, (num_frames - 1) * hop_length + fft_size)
     frames = waveforms.unfold(1, fft_size, hop_length)
-    features = compressed(torch.fft.rfft(frames, norm="ortho"), config.power)
+    features = compressed(
+        torch.fft.rfft(frames, norm="ortho") * turns(fft_size, hop_length, num_frames).conj(), config.power
+    )
     restored = with_identity(SpectralSynthesis(config, config.num_features))(features).squeeze(-1)
     assert restored.shape == (2, num_frames * hop_length)
     # Magnitudes go through the powers 0.4 and 2.5.
