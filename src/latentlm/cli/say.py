@@ -3,8 +3,8 @@
     latentlm say "three one four" --model RUN/model --voice anna.wav --voice-text "two nine seven" -o three.wav
     latentlm say - --model RUN/model --voice anna.safetensors --stream wav < text.txt | ffplay -nodisp -autoexit -
 
-The voice is a recording of a few seconds, best with what it says (--voice-text), or a file that `latentlm voice` made
-of one. Without a voice the model chooses one. With --stream sound comes out while it is drawn.
+The voice is a recording of a few seconds with what it says (--voice-text), or a file that `latentlm voice` made of
+both. Without a voice the model chooses one. With --stream sound comes out while it is drawn.
 """
 
 import argparse
@@ -68,8 +68,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     voice = None
     if arguments.voice is not None:
         voice = speaker.read_voice(arguments.voice, text=arguments.voice_text)
-        if voice.text is None:
-            print("latentlm: the voice goes without its text; --voice-text makes it steadier", file=sys.stderr)
     config = SpeakingConfig(
         cfg_scale=arguments.cfg_scale,
         num_inference_steps=arguments.steps,

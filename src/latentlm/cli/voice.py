@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which recording, of which model, and where to write."""
     parser.add_argument("recording", type=Path, help="WAV, FLAC, OGG, MP3; a minute at most, some seconds are enough")
     add_model_arguments(parser)
-    parser.add_argument("--text", help="what the recording says")
+    parser.add_argument("--text", help="what the recording says; say asks for it otherwise")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: the recording's name.safetensors")
 
 

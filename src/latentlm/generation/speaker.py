@@ -45,8 +45,13 @@ class SpeakingConfig:
     """Bound on every utterance, guarded or not."""
     num_retries: int = 0
     """Further draws, each with a seed of its own, of an utterance that a bound ended."""
-    sample_voice: bool = True
-    """Read the voice as a sample of its posterior, as in training, or else its mean. Codes have no posterior."""
+    sample_voice: bool = False
+    """Read the voice as a sample of its posterior, as in training, instead of its mean. A sample has one scalar of
+    noise for the whole voice, and what is said goes on at its level. Codes have no posterior."""
+    guide_voice: bool = True
+    """Whether guidance strengthens the voice with the text: its unconditional stream then begins without both. Off, it
+    reads the voice and misses the text alone. For models whose voice is read by both streams; codec language models
+    refuse it."""
     precision: Precision = "float32"
     """Of the model's matrix products."""
 
@@ -212,11 +217,18 @@ def said_with(text: str, voice: SomeVoice | None) -> str:
     """The text that a model reads before the sound: the voice's, and what is to be said.
 
     Raises:
-        ValueError: If nothing is to be said.
+        ValueError: If nothing is to be said, or nobody knows what the voice's recording says.
     """
     if not text.strip():
         raise ValueError("the text is empty: there is nothing to say")
-    return text if voice is None or voice.text is None else f"{voice.text.strip()} {text}"
+    if voice is None:
+        return text
+    if voice.text is None or not voice.text.strip():
+        raise ValueError(
+            "the voice goes without its text: it would be taken for the beginning of what is to be said; tell "
+            "what it says (latentlm say --voice-text, latentlm voice --text)"
+        )
+    return f"{voice.text.strip()} {text}"
 
 
 def draw_utterances(

@@ -135,7 +135,9 @@ def request_of(
     least, most = length_bounds(text, voice, config, tokenizer.config.frame_rate)
     return GenerationRequest(
         prompt=Document((TextPart(said),)),
-        spans=(LatentSpan(SPEECH, min_latents=least, max_latents=most, prefix=prefix),),
+        spans=(
+            LatentSpan(SPEECH, min_latents=least, max_latents=most, prefix=prefix, guide_prefix=config.guide_voice),
+        ),
         cfg_scale=config.cfg_scale,
         seed=seed,
         text=TextSamplingConfig(temperature=config.end_temperature),

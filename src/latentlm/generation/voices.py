@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from latentlm.data.audio import decode_audio
+from latentlm.data.audio import decode_audio, normalize_level
 from latentlm.nn.keyed_noise import combine_keys, signed_int64
 from latentlm.storage import write_file_atomically
 from latentlm.tokenizers.base import Posterior
@@ -26,6 +26,9 @@ from latentlm.tokenizers.speech import SpeechCodec, SpeechTokenizer
 FORMAT = "latentlm-voice-1"
 MAX_SECONDS = 60.0
 """Of a recording; every latent of it stands in the cache of each utterance."""
+
+VOICE_LEVEL_DB = -23.0
+"""Active level that recordings are brought to, dB of full scale: that of the recipes."""
 
 _VOICE_STREAM = 0x701CE
 
@@ -195,8 +198,10 @@ def _is_recording(path: Path) -> bool:
 
 
 def _read_recording(path: Path, tokenizer: SpeechTokenizer | SpeechCodec) -> Float[Tensor, "S"]:
+    """The recording at the level that is usual in training: a tokenizer has heard no other."""
     sample_rate = tokenizer.config.sample_rate
-    return torch.from_numpy(decode_audio(path, str(path), sample_rate=sample_rate, max_seconds=MAX_SECONDS))
+    waveform = decode_audio(path, str(path), sample_rate=sample_rate, max_seconds=MAX_SECONDS)
+    return torch.from_numpy(normalize_level(waveform, sample_rate, VOICE_LEVEL_DB))
 
 
 def _checked_seconds(waveform: Tensor, tokenizer: SpeechTokenizer | SpeechCodec) -> float:

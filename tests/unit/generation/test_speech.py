@@ -157,6 +157,32 @@ def test_a_voice_file_holds_the_voice(pipeline: LatentLMPipeline, text: str | No
     assert read_voice(tmp_path / "anna.safetensors", tokenizer, text="other words").text == "other words"
 
 
+def test_a_voice_without_its_text_is_refused(pipeline: LatentLMPipeline, voice: Voice) -> None:
+    for text in (None, "  "):
+        with pytest.raises(ValueError, match="the voice goes without its text"):
+            speak(pipeline, ["three"], [dataclasses.replace(voice, text=text)], config=free())
+
+
+def test_guidance_leaves_the_voice_alone_if_told_so(pipeline: LatentLMPipeline, voice: Voice) -> None:
+    def said(scale: float, **changes: object) -> Tensor:
+        config = free(cfg_scale=scale, **changes)
+        return speak(pipeline, ["three"], [voice], config=config, seeds=[1])[0].tokens
+
+    assert not torch.equal(said(3.0, guide_voice=False), said(3.0))
+    assert torch.equal(said(1.0, guide_voice=False), said(1.0)), "without guidance there is nothing to leave alone"
+
+
+def test_recordings_are_brought_to_one_level(pipeline: LatentLMPipeline, tmp_path: Path) -> None:
+    tokenizer = pipeline.tokenizers["speech"]
+    voices = []
+    for number, gain in enumerate((0.5, 0.05)):
+        write_wav(tmp_path / f"{number}.wav", gain * sound(200, seed=3), RECORDED_RATE)
+        voices.append(
+            read_voice(tmp_path / f"{number}.wav", tokenizer, text="one").latents(tokenizer, seed=0, sample=False)
+        )
+    torch.testing.assert_close(*voices, atol=0.02, rtol=0)
+
+
 def test_voices_of_another_tokenizer_are_refused(pipeline: LatentLMPipeline, voice: Voice) -> None:
     other = dataclasses.replace(voice, tokenizer_fingerprint="0" * 64)
     with pytest.raises(ValueError, match="another speech tokenizer"):

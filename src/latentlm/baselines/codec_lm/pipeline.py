@@ -119,10 +119,10 @@ class CodecLMPipeline(StoredPipeline):
             ValueError: If a text is empty, a voice is another codec's, or an option is not the model's.
         """
         config = config or SpeakingConfig()
-        if config.num_inference_steps is not None or config.end_temperature != 0:
+        if config.num_inference_steps is not None or config.end_temperature != 0 or not config.guide_voice:
             raise ValueError(
-                f"a '{self.kind}' denoises nothing, and draws its end among the codes: leave num_inference_steps and "
-                "end_temperature out"
+                f"a '{self.kind}' denoises nothing, draws its end among the codes, and guides by text and voice: leave "
+                "num_inference_steps, end_temperature and guide_voice out"
             )
         sampling = self._sampling(config)
 

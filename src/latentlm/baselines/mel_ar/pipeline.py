@@ -198,6 +198,7 @@ def _refuse_foreign_options(config: SpeakingConfig) -> None:
         "cfg_scale": config.cfg_scale is not None,
         "num_inference_steps": config.num_inference_steps is not None,
         "end_temperature": config.end_temperature != 0,
+        "guide_voice": not config.guide_voice,
     }
     if given := [name for name, is_given in foreign.items() if is_given]:
         raise ValueError(
