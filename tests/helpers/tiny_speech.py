@@ -1,4 +1,4 @@
-"""Tiny speech tokenizers of both designs, and sounds, that the tests share."""
+"""Tiny speech tokenizers of all designs, and sounds, that the tests share."""
 
 import json
 from collections.abc import Sequence
@@ -22,11 +22,17 @@ from latentlm.tokenizers.speech import (
     SpeechTokenizerConfig,
 )
 
-# Thirty samples a latent in both designs. Strides, kernels, hop and frame do not divide each other evenly.
+# Thirty samples a latent in all designs. Strides, kernels, hop and frame do not divide each other evenly.
 DESIGNS: dict[str, dict[str, Any]] = {
     "waveform": {"channels": (4, 6, 8), "depths": (1, 2, 1), "strides": (5, 6)},
     "spectral": {
         "spectrum": SpectrumConfig(fft_size=16, hop_length=5),
+        "channels": (8, 6, 8),
+        "depths": (1, 0, 1),
+        "strides": (3, 2),
+    },
+    "harmonic": {
+        "spectrum": SpectrumConfig(fft_size=16, hop_length=5, pitch_range=(10.0, 40.0)),
         "channels": (8, 6, 8),
         "depths": (1, 0, 1),
         "strides": (3, 2),

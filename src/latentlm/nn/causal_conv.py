@@ -210,7 +210,11 @@ class CausalSequential(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B U D"]:
         """A whole clip."""
-        for layer in self:
+        return self.run_through(self, x)
+
+    def run_through(self, layers: Iterable[nn.Module], x: Float[Tensor, "B T C"]) -> Float[Tensor, "B U D"]:
+        """A whole clip through some of the layers."""
+        for layer in layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, use_reentrant=False)
             else:

@@ -84,7 +84,9 @@ class LatentStatistics(nn.Module):
 
     @property
     def is_measured(self) -> bool:
-        """Whether bias and scale hold numbers."""
+        """Whether bias and scale hold numbers; on the meta device, where FLOPs are counted, it is taken for granted."""
+        if self.bias.is_meta:
+            return True
         if not self._known_to_be_measured:
             self._known_to_be_measured = bool((self.bias.isfinite() & self.scale.isfinite()).all())
         return self._known_to_be_measured

@@ -76,13 +76,15 @@ class MelVocoder(SpeechTokenizer):
         """
         raise ValueError("mel frames look half a window ahead: a vocoder reads whole clips, and streams only sound")
 
-    def reconstruct(self, vectors: Float[Tensor, "B N M"]) -> Float[Tensor, "B S"]:
-        """Sound of log10 mel magnitudes, not clipped; the decoder sees them normalised.
+    def reconstruct_with_pitch(
+        self, vectors: Float[Tensor, "B N M"]
+    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B T"] | None]:
+        """Sound of log10 mel magnitudes, not clipped, and its pitch; the decoder sees them normalised.
 
         Raises:
             ValueError: If the statistics were never measured.
         """
-        return super().reconstruct(self.statistics.normalize(vectors))
+        return super().reconstruct_with_pitch(self.statistics.normalize(vectors))
 
     def reconstruct_step(
         self, vectors: Float[Tensor, "B n M"], state: tuple[Any, ...]

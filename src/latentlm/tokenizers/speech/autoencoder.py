@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from latentlm.nn.causal_conv import CausalConv1d, CausalConvTranspose1d, CausalSequential
 from latentlm.tokenizers.fingerprint import Fingerprinted
 from latentlm.tokenizers.speech.convnext import ConvNeXtConfig, ConvNeXtStage
+from latentlm.tokenizers.speech.harmonic import HarmonicSynthesis
 from latentlm.tokenizers.speech.spectrum import SpectralAnalysis, SpectralSynthesis, SpectrumConfig
 
 # Of the size of quiet speech's hidden states.
@@ -114,8 +115,19 @@ class SpeechDecoder(CausalSequential):
                 self.add_module(f"up_{stage}", up)
         if config.spectrum is None:
             self.last = CausalConv1d(channels[0], 1, kernel_size)
-        else:
+        elif config.spectrum.pitch_range is None:
             self.last = SpectralSynthesis(config.spectrum, channels[0])
+        else:
+            self.last = HarmonicSynthesis(config.spectrum, channels[0], sample_rate=config.sample_rate)
+
+    def forward_with_pitch(
+        self, vectors: Float[Tensor, "B N C"]
+    ) -> tuple[Float[Tensor, "B S 1"], Float[Tensor, "B T"] | None]:
+        """Whole clips, and the pitch of their frames, Hz; None from a decoder that predicts none."""
+        if not isinstance(self.last, HarmonicSynthesis):
+            return self(vectors), None
+        *layers, _ = self
+        return self.last.forward_with_pitch(self.run_through(layers, vectors))
 
 
 class SpeechAutoencoder(Fingerprinted):
@@ -162,7 +174,14 @@ class SpeechAutoencoder(Fingerprinted):
 
     def reconstruct(self, vectors: Float[Tensor, "B N C"]) -> Float[Tensor, "B S"]:
         """The decoder, for training: N · hop_length samples of the bottleneck's own vectors, float32, not clipped."""
-        return self.decoder(vectors).float().squeeze(-1)
+        return self.reconstruct_with_pitch(vectors)[0]
+
+    def reconstruct_with_pitch(
+        self, vectors: Float[Tensor, "B N C"]
+    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B T"] | None]:
+        """`reconstruct`, and the pitch of the decoder's frames, Hz, if it speaks by one."""
+        waveforms, pitch = self.decoder.forward_with_pitch(vectors)
+        return waveforms.float().squeeze(-1), pitch
 
     def reconstruct_step(
         self, vectors: Float[Tensor, "B n C"], state: tuple[Any, ...]

@@ -46,6 +46,9 @@ class SpectrumConfig:
     """Samples from one frame to the next, at most fft_size."""
     power: float = 0.4
     """Of the magnitudes that the network sees and gives: below 1, quiet partials count beside loud ones."""
+    pitch_range: tuple[float, float] | None = None
+    """Lowest and highest pitch of voices, Hz: the decoder then speaks by pulses of a pitch and by noise
+    (`harmonic.py`). None: it gives magnitudes and phases of every frame, for sounds of any kind."""
 
     def __post_init__(self) -> None:
         if self.fft_size < 2 or self.fft_size % 2:
@@ -54,6 +57,8 @@ class SpectrumConfig:
             raise ValueError(f"hop_length is {self.hop_length}; it must lie between 1 and fft_size {self.fft_size}")
         if not 0 < self.power <= 1:
             raise ValueError(f"power is {self.power}; it must lie in (0, 1]")
+        if self.pitch_range is not None and not 0 < self.pitch_range[0] < self.pitch_range[1]:
+            raise ValueError(f"pitch_range is {self.pitch_range}; give the lowest and then the highest pitch, Hz")
 
     @property
     def num_features(self) -> int:
@@ -166,7 +171,7 @@ class SpectralSynthesis(nn.Module):
         frames = torch.fft.irfft(spectrum, n=self.config.fft_size, norm="ortho") * self.window  # (B, n, fft_size)
         weights = self.window.expand(1, num_frames, -1)
         sums = torch.stack(
-            torch.broadcast_tensors(_overlap_add(frames, hop_length), _overlap_add(weights, hop_length)), dim=1
+            torch.broadcast_tensors(overlap_add(frames, hop_length), overlap_add(weights, hop_length)), dim=1
         )  # (B, 2, n · hop_length + overlap)
         sums[..., : said.shape[-1]] += said
         complete, rest = sums[..., : num_frames * hop_length], sums[..., num_frames * hop_length :].clone()
@@ -218,7 +223,7 @@ def _raise_magnitude(spectrum: Float[Tensor, "B T F 2"], power: float) -> Float[
     return spectrum * (squared + _TINY_POWER) ** ((power - 1) / 2)
 
 
-def _overlap_add(frames: Float[Tensor, "B n fft_size"], hop_length: int) -> Float[Tensor, "B samples"]:
+def overlap_add(frames: Float[Tensor, "B n fft_size"], hop_length: int) -> Float[Tensor, "B samples"]:
     """Sum of frames laid hop_length samples apart; (n - 1) · hop_length + fft_size samples."""
     num_frames, fft_size = frames.shape[1:]
     num_samples = (num_frames - 1) * hop_length + fft_size

@@ -29,6 +29,7 @@ from latentlm.data.audio.writing import pcm_bytes, wav_header
 from latentlm.nn.keyed_noise import combine_keys
 from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder, SpeechAutoencoderConfig
 from latentlm.training.losses.balancer import BalancerConfig, LossBalancer
+from latentlm.training.losses.pitch import pitch_distance, track_pitch
 from latentlm.training.losses.spectral import (
     MelLossConfig,
     MultiScaleMelDistance,
@@ -72,14 +73,16 @@ class SpeechLossConfig:
     """Multi-scale STFT distance."""
     waveform_weight: float = 0.0
     """Of the mean absolute difference of samples, which alone fixes the phase where nobody judges."""
+    pitch_weight: float = 5.0
+    """Of the distance between the pitch of a decoder that speaks by one and the recording's, octaves."""
     adversarial: WaveformAdversarialConfig | None = None
     """Discriminators; they need `discriminator_optim`."""
     balancer: BalancerConfig | None = None
     """Takes the weights for shares of the gradient; null takes them for units."""
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or self.waveform_weight < 0:
-            raise ValueError("beta and waveform_weight are weights, and cannot be negative")
+        if min(self.beta, self.waveform_weight, self.pitch_weight) < 0:
+            raise ValueError("beta, waveform_weight and pitch_weight are weights, and cannot be negative")
         if self.mel is None and self.stft is None and self.waveform_weight == 0:
             raise ValueError("nothing compares the sounds: give losses.mel, losses.stft or a losses.waveform_weight")
 
@@ -160,6 +163,8 @@ class SpeechTrainingPass(NamedTuple):
     """What beta multiplies."""
     statistics: dict[str, Float[Tensor, ""]]
     """Further numbers for the log, by name; means over the batch."""
+    pitch: Float[Tensor, "B T"] | None = None
+    """Of the decoder's frames, Hz; None of one that predicts none."""
 
 
 class SpeechReconstructionObjective(Objective, ABC):
@@ -251,9 +256,10 @@ class SpeechReconstructionObjective(Objective, ABC):
         """All losses from one reconstruction.
 
         `tokenizer`: total; every loss before its weight (mel, stft, waveform, adversarial, feature_matching, as far as
-        they take part); regularizer (before beta); the statistics of the training pass; with a balancer the average
-        gradient norm of each loss. With a balancer the total's gradient is the balanced one and no longer that of its
-        value. `discriminator`: total, and the mean verdicts on real and fake clips; from `start_step` on.
+        they take part); the octaves that the decoder's pitch is off, if it has one; regularizer (before beta); the
+        statistics of the training pass; with a balancer the average gradient norm of each loss. With a balancer the
+        total's gradient is the balanced one and no longer that of its value. `discriminator`: total, and the mean
+        verdicts on real and fake clips; from `start_step` on.
         """
         waveforms, num_clips = batch["audio"], totals["clips"]
         # Logged values are summed over micro-batches, so a mean over this one brings in its share alone.
@@ -280,10 +286,27 @@ class SpeechReconstructionObjective(Objective, ABC):
             pull = self.balancer(likeness, reconstructions, num_clips=num_clips, step=step)
             norms = self.balancer.average_norms()
             named |= {f"norm_{name}": norms[name] * share for name in likeness}
+        if made.pitch is not None:
+            named["pitch"] = self._pitch_distance(made.pitch, waveforms).sum() / num_clips
+            # Beside the balancer: it hangs on the decoder's pitch and not on the sound.
+            pull = pull + self.loss_config.pitch_weight * named["pitch"]
         named["regularizer"] = regularizer
         named |= {name: value * share for name, value in made.statistics.items()}
         named["total"] = pull + self.loss_config.beta * regularizer
         return results
+
+    def _pitch_distance(self, pitch: Float[Tensor, "B T"], waveforms: Float[Tensor, "B S"]) -> Float[Tensor, "B"]:
+        spectrum = self.tokenizer.config.spectrum
+        assert spectrum is not None
+        assert spectrum.pitch_range is not None
+        track = track_pitch(
+            waveforms,
+            sample_rate=self.tokenizer.config.sample_rate,
+            hop_length=spectrum.hop_length,
+            pitch_range=spectrum.pitch_range,
+        )
+        # The last frames may lie behind the end of a clip that whole latents do not fill.
+        return pitch_distance(pitch[:, : track.pitch.shape[1]], track)
 
     def _likeness(self, reconstructions: Tensor, waveforms: Tensor) -> dict[str, Float[Tensor, "B"]]:
         likeness = {}

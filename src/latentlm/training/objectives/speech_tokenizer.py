@@ -44,9 +44,10 @@ class SpeechTokenizerObjective(SpeechReconstructionObjective):
         posterior = self.tokenizer.posterior(batch["audio"])
         noise = draw_keyed_noise(posterior, batch["noise_seed"], batch["key"])
         latents = self.tokenizer.bottleneck.sample(posterior, noise)  # (B, N, C), Eq. 5
-        reconstructions = self.tokenizer.reconstruct(latents)
+        reconstructions, pitch = self.tokenizer.reconstruct_with_pitch(latents)
         statistics = {"mean_std": posterior.mean.detach().std()}
-        return SpeechTrainingPass(reconstructions, self.tokenizer.bottleneck.regularizer(posterior), statistics)
+        regularizer = self.tokenizer.bottleneck.regularizer(posterior)
+        return SpeechTrainingPass(reconstructions, regularizer, statistics, pitch)
 
     def copies(
         self, waveforms: Float[Tensor, "B S"], keys: Int[Tensor, "B"], *, seed: int
