@@ -85,7 +85,7 @@ class SpeechEncoder(CausalSequential):
             self.first = CausalConv1d(1, channels[0], kernel_size)
             bias = self.first.bias
         else:
-            self.first = SpectralAnalysis(config.spectrum, channels[0])
+            self.first = SpectralAnalysis(config.spectrum, channels[0], sample_rate=config.sample_rate)
             bias = self.first.projection.bias
         # Digital silence must not be zero inside: there every norm has the slope 1 / sqrt(eps), and gradients grow
         # from block to block beyond what float32 holds.

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentlm.nn.causal_conv import initialise_weight, num_complete
+from latentlm.nn.pitch import PitchTracker
 
 # Added to |S|², where the root has no derivative: 120 dB below a spectrum of size 1.
 _TINY_POWER = 1e-12
@@ -69,19 +70,26 @@ class SpectrumConfig:
 class SpectralAnalysis(nn.Module):
     """A `CausalLayer`: samples to hidden states, hop_length samples each.
 
+    For a decoder that speaks by a pitch it tells the pitch of the newest samples too: to read it from spectra takes a
+    network long.
+
     Args:
         config: The transform.
         channels: C.
+        sample_rate: Hz.
     """
 
     window: Tensor
     turns: Tensor
 
-    def __init__(self, config: SpectrumConfig, channels: int) -> None:
+    def __init__(self, config: SpectrumConfig, channels: int, *, sample_rate: int) -> None:
         super().__init__()
         self.config = config
-        self.projection = nn.Linear(config.num_features, channels)
-        initialise_weight(self.projection.weight, fan_in=config.num_features)
+        self.tracker = None if config.pitch_range is None else PitchTracker(sample_rate, config.pitch_range)
+        self.frame_length = max(config.fft_size, 0 if self.tracker is None else self.tracker.frame_length)
+        num_features = config.num_features + (0 if self.tracker is None else 2)
+        self.projection = nn.Linear(num_features, channels)
+        initialise_weight(self.projection.weight, fan_in=num_features)
         nn.init.zeros_(self.projection.bias)
         window = torch.hann_window(config.fft_size)
         # Of unit mean square: with an orthonormal FFT a spectrum is then as large as the sound.
@@ -94,7 +102,7 @@ class SpectralAnalysis(nn.Module):
 
     def init_state(self, batch_size: int) -> tuple[Float[Tensor, "B past 1"], Int[Tensor, "B"]]:
         """Silence before the start, and no frame."""
-        past = self.config.fft_size - self.config.hop_length
+        past = self.frame_length - self.config.hop_length
         return self.window.new_zeros(batch_size, past, 1), _no_frames(batch_size, self.window.device)
 
     def step(
@@ -104,20 +112,25 @@ class SpectralAnalysis(nn.Module):
 
         Args:
             chunk: The next samples.
-            state: Samples that they still need: at least fft_size - hop_length, fewer than fft_size; and the number of
-                the next frame, modulo the period of the turns.
+            state: Samples that they still need, fewer than a frame's; and the number of the next frame, modulo the
+                period of the turns.
         """
         fft_size, hop_length = self.config.fft_size, self.config.hop_length
         past, frame = state
         buffer = torch.cat([past, chunk.float()], dim=1)
-        num_frames = num_complete(buffer.shape[1], fft_size, hop_length)
+        num_frames = num_complete(buffer.shape[1], self.frame_length, hop_length)
         rest = buffer[:, num_frames * hop_length :].clone()
         if num_frames == 0:
             return chunk.new_zeros(len(chunk), 0, self.projection.out_features), (rest, frame)
-        frames = buffer.squeeze(-1).unfold(1, fft_size, hop_length)  # (B, T, fft_size)
+        frames = buffer.squeeze(-1).unfold(1, self.frame_length, hop_length)  # (B, T, frame_length)
         turns, frame = _next_turns(self.turns, frame, num_frames)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, norm="ortho") * turns)  # (B, T, F, 2)
-        return self.projection(_raise_magnitude(spectrum, self.config.power).flatten(2)), (rest, frame)
+        newest = frames[..., self.frame_length - fft_size :]
+        spectrum = torch.view_as_real(torch.fft.rfft(newest * self.window, norm="ortho") * turns)  # (B, T, F, 2)
+        features = _raise_magnitude(spectrum, self.config.power).flatten(2)
+        if self.tracker is not None:
+            track = self.tracker.of_frames(frames[..., self.frame_length - self.tracker.frame_length :])
+            features = torch.cat([features, self.tracker.features(track)], dim=-1)
+        return self.projection(features), (rest, frame)
 
 
 class SpectralSynthesis(nn.Module):

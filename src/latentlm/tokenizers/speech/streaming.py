@@ -13,7 +13,6 @@ from latentlm.tokenizers.speech.codec import SpeechCodec
 from latentlm.tokenizers.speech.tokenizer import SpeechTokenizer
 
 
-@torch.no_grad()
 def stream_through(
     tokenizer: SpeechTokenizer | SpeechCodec, chunks: Iterable[Float[Tensor, "_"]]
 ) -> Iterator[Float[Tensor, "_"]]:
@@ -33,11 +32,13 @@ def stream_through(
     num_missing = 0
     for chunk in chunks:
         num_missing += len(chunk)
-        tokens, encoding = tokenizer.encode_step(chunk[None].to(device), encoding)
-        waveforms, decoding = tokenizer.decode_step(tokens, decoding)
+        with torch.no_grad():  # left before the caller's code runs between two chunks
+            tokens, encoding = tokenizer.encode_step(chunk[None].to(device), encoding)
+            waveforms, decoding = tokenizer.decode_step(tokens, decoding)
         num_missing -= waveforms.shape[1]
         yield waveforms[0].cpu()
-    tokens, _ = tokenizer.encode_step(torch.zeros(1, 0, device=device), encoding, final=True)
-    waveforms, _ = tokenizer.decode_step(tokens, decoding)
+    with torch.no_grad():
+        tokens, _ = tokenizer.encode_step(torch.zeros(1, 0, device=device), encoding, final=True)
+        waveforms, _ = tokenizer.decode_step(tokens, decoding)
     # The last latent was completed by silence.
     yield waveforms[0, :num_missing].cpu()

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from latentlm.data.audio import AudioDataConfig, AudioMixtureConfig, WordStringConfig
 from latentlm.data.audio.writing import pcm_bytes, wav_header
 from latentlm.nn.keyed_noise import combine_keys
+from latentlm.nn.pitch import PitchTracker
 from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder, SpeechAutoencoderConfig
 from latentlm.training.losses.balancer import BalancerConfig, LossBalancer
-from latentlm.training.losses.pitch import pitch_distance, track_pitch
+from latentlm.training.losses.pitch import pitch_distance
 from latentlm.training.losses.spectral import (
     MelLossConfig,
     MultiScaleMelDistance,
@@ -299,12 +300,8 @@ class SpeechReconstructionObjective(Objective, ABC):
         spectrum = self.tokenizer.config.spectrum
         assert spectrum is not None
         assert spectrum.pitch_range is not None
-        track = track_pitch(
-            waveforms,
-            sample_rate=self.tokenizer.config.sample_rate,
-            hop_length=spectrum.hop_length,
-            pitch_range=spectrum.pitch_range,
-        )
+        tracker = PitchTracker(self.tokenizer.config.sample_rate, spectrum.pitch_range)
+        track = tracker.of_clips(waveforms, hop_length=spectrum.hop_length)
         # The last frames may lie behind the end of a clip that whole latents do not fill.
         return pitch_distance(pitch[:, : track.pitch.shape[1]], track)
 

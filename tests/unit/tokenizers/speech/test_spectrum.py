@@ -33,7 +33,7 @@ def test_a_tone_of_a_bin_has_one_phase_in_all_frames_however_many_there_were() -
     config = SpectrumConfig(fft_size=16, hop_length=5)
     time = torch.arange(2000, dtype=torch.float64)
     tone = torch.cos(2 * torch.pi * 3 / 16 * time + 1.0).float()
-    features = with_identity(SpectralAnalysis(config, config.num_features))(tone[None, :, None])
+    features = with_identity(SpectralAnalysis(config, config.num_features, sample_rate=8000))(tone[None, :, None])
     phases = torch.view_as_complex(features.unflatten(-1, (-1, 2)))[0, 4:, 3].angle()
     torch.testing.assert_close(phases, phases[:1].expand(len(phases)), atol=1e-3, rtol=0)
 
@@ -44,7 +44,7 @@ def test_analysis_is_a_short_time_fourier_transform_whose_frames_end_with_the_ne
 ) -> None:
     config = SpectrumConfig(fft_size=fft_size, hop_length=hop_length)
     waveforms = sound(2, 6 * hop_length + hop_length // 2)
-    features = with_identity(SpectralAnalysis(config, config.num_features))(waveforms.unsqueeze(-1))
+    features = with_identity(SpectralAnalysis(config, config.num_features, sample_rate=8000))(waveforms.unsqueeze(-1))
     window = torch.hann_window(fft_size)
     spectrum = torch.stft(
         nn.functional.pad(waveforms, (fft_size - hop_length, 0)),
@@ -90,7 +90,7 @@ def test_the_newest_frame_counts_from_its_first_hop_on(fft_size: int, hop_length
 def test_silence_has_finite_gradients() -> None:
     """The root of |S|² has no derivative at 0."""
     config = SpectrumConfig(fft_size=16, hop_length=5)
-    analysis, synthesis = SpectralAnalysis(config, 4), SpectralSynthesis(config, 4)
+    analysis, synthesis = SpectralAnalysis(config, 4, sample_rate=8000), SpectralSynthesis(config, 4)
     with torch.no_grad():
         synthesis.projection.weight.zero_()
     waveforms = torch.zeros(1, 40, 1, requires_grad=True)
@@ -105,6 +105,6 @@ def test_silence_has_finite_gradients() -> None:
 def test_the_sound_is_float32_under_autocast() -> None:
     config = SpectrumConfig(fft_size=16, hop_length=5)
     with torch.autocast("cpu", torch.bfloat16):
-        hidden_states = SpectralAnalysis(config, 4)(sound(1, 40, 1))
+        hidden_states = SpectralAnalysis(config, 4, sample_rate=8000)(sound(1, 40, 1))
         assert hidden_states.dtype == torch.bfloat16
         assert SpectralSynthesis(config, 4)(hidden_states).dtype == torch.float32

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentlm.training.losses.pitch import PitchTrack, pitch_distance, track_pitch
+from latentlm.nn.pitch import PitchTrack, PitchTracker
+from latentlm.training.losses.pitch import pitch_distance
 
 RATE, HOP, RANGE = 8000, 50, (60.0, 400.0)
 
@@ -21,7 +22,7 @@ def vowel(pitch: float, *, seconds: float = 0.5) -> Tensor:
 
 
 def track(*clips: Tensor) -> PitchTrack:
-    return track_pitch(torch.stack(clips), sample_rate=RATE, hop_length=HOP, pitch_range=RANGE)
+    return PitchTracker(RATE, RANGE).of_clips(torch.stack(clips), hop_length=HOP)
 
 
 @pytest.mark.parametrize("pitch", [70.0, 110.0, 173.0, 240.0, 380.0])
