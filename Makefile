@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.base  ## Train a tokenizer and a LatentLM on handwritten digits, sample, score (about 4 minutes on 2 cores)
+demo: $(VENV)/.base  ## Train a tokenizer and a LatentLM on handwritten digits, sample, score (2.5 minutes of work on 2 cores)
 	$(BIN)/latentlm demo --out runs/demo
 
 test: $(VENV)/.dev lint  ## Lint, type-check and run the tests (no GPU, no network)

@@ -219,6 +219,8 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         ValueError: If it is missing, not a model's config, or of a newer format.
     """
     path = folder / CONFIG_NAME
+    if not path.is_file() and (folder / "model" / CONFIG_NAME).is_file():
+        raise ValueError(f"{folder} is a run, not the model that it trained; did you mean {folder / 'model'}?")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise ValueError(f"{path} names no `kind`, so this is not a model folder of ours")
@@ -238,9 +240,12 @@ def _download(repo_id: str, revision: str | None, local_files_only: bool) -> Pat
             repo_id, revision=revision, local_files_only=local_files_only, allow_patterns=list(HUB_PATTERNS)
         )
     except LocalEntryNotFoundError as error:
-        raise ValueError(f"{repo_id} is no folder here, not in the hub cache, and the hub was not reached") from error
+        raise ValueError(
+            f"there is no folder {repo_id}, and as a hub id it is not in the hub cache, and the hub was not reached"
+        ) from error
     except HfHubHTTPError as error:
-        raise ValueError(f"the hub refused {repo_id}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"there is no folder {repo_id}, and as a hub id the hub refused it: {reason}") from error
     return Path(folder)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tiny_documents import tiny_multimodal_recipe
 from tiny_kinds import GENERATORS, save_tiny_tokenizers, tiny_pipeline, token_kind
+from tiny_speech import tiny_speech_codec
 
 from latentlm.catalog import build
 from latentlm.cli.generate import choose_labels
@@ -67,6 +68,10 @@ def test_the_module_runs_like_the_script():
     assert done.stdout.startswith("latentlm ")
 
 
+PROMPT = ["generate", "nowhere", "--out", "new", "--prompt", "a shoe"]
+LABELS = ["generate", "nowhere", "--out", "new", "--labels", "3"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -76,6 +81,40 @@ def test_the_module_runs_like_the_script():
         (["train", "--optim.lr", "1"], "the recipe comes first: latentlm train RECIPE --optim.lr 1 ..."),
         (["verify", "nowhere"], "nowhere is no folder"),
         (["generate", "nowhere", "--out", "new", "--steps", "0"], "--steps is 0; it must be at least 1"),
+        ([*PROMPT, "--labels", "3"], "--labels is for pictures of classes, but there is a --prompt"),
+        ([*PROMPT, "--num-images", "3"], "--num-images is for pictures of classes, but there is a --prompt"),
+        ([*PROMPT, "--set", "temperature=1"], "--set is for pictures of classes, but there is a --prompt"),
+        ([*PROMPT, "--columns", "2"], "--columns is for pictures of classes, but there is a --prompt"),
+        ([*PROMPT, "--images", "-1"], "--images is -1; it must be at least 0"),
+        ([*PROMPT, "--max-images", "-1"], "--max-images is -1; it must be at least 0"),
+        ([*PROMPT, "--max-new-tokens", "-1"], "--max-new-tokens is -1; it must be at least 0"),
+        ([*LABELS, "--temperature", "0"], "--temperature says how a --prompt is answered, but there is none"),
+        ([*LABELS, "--images", "0"], "--images says how a --prompt is answered, but there is none"),
+        ([*LABELS, "--stop", "x"], "--stop says how a --prompt is answered, but there is none"),
+        (["plan", "image_digits.yaml", "--num_latents", "64"], "--num_latents is no flag; did you mean --num-latents?"),
+        (["train", "image_digits.yaml", "--print_recipe"], "--print_recipe is no flag; did you mean --print-recipe?"),
+        (["plan", "image_digits.yaml", "--num_steps", "64"], "--num_steps is not a field; did you mean --trainer.num_"),
+        (
+            ["plan", "dit_fashion.yaml", "--num-latents", "64"],
+            "--num-latents is for recipes of kind 'latentlm'; what a",
+        ),
+        (["plan", "multimodal_emoji.yaml", "--num-latents", "64"], "--num-latents is for recipes of kind 'latentlm'"),
+        (
+            ["plan", "image_folder.yaml"],
+            "the recipe leaves the classes to its data: pass --model.vocabulary.num_classes N, their number",
+        ),
+        (
+            ["encode", "multimodal_emoji.yaml", "--tokenizer", "t", "--out", "new"],
+            "multimodal_emoji.yaml is of the kind 'multimodal', but encode takes recipes of labelled pictures",
+        ),
+        (
+            ["encode", "speech_digits.yaml", "--out", "new"],
+            "speech_digits.yaml is of the kind 'multimodal', but encode takes recipes of labelled pictures; recordings",
+        ),
+        (["experiment", "toy.yaml", "--jobs", "-1", "--dry-run"], "--jobs is -1; it must be at least 1"),
+        (["voice", "nobody.wav", "--model", "nowhere"], "nobody.wav does not exist, or is no file"),
+        (["say", "three", "--voice", "nobody.wav", "--model", "nowhere"], "nobody.wav does not exist, or is no file"),
+        (["synthesize", "nofile.txt", "--out", "x"], "nofile.txt: cannot be read (No such file or directory)\n"),
     ],
 )
 def test_an_error_is_one_sentence_and_exit_code_2(arguments, sentence, capsys, tmp_path, monkeypatch):
@@ -84,6 +123,49 @@ def test_an_error_is_one_sentence_and_exit_code_2(arguments, sentence, capsys, t
     captured = capsys.readouterr()
     assert captured.err.startswith(f"latentlm: {sentence}")
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flag", "value", "sentence"),
+    [
+        ("image_digits", "model.transformer.hidden_size", "-128", "model.transformer: hidden_size is -128; it must be"),
+        ("image_digits", "model.transformer.intermediate_size", "-4", "model.transformer: intermediate_size is -4"),
+        ("image_digits", "model.transformer.num_heads", "0", "model.transformer: num_heads is 0; it must be at least"),
+        ("image_digits", "model.transformer.num_layers", "-1", "model.transformer: num_layers is -1; it must be at"),
+        ("image_digits", "model.transformer.num_kv_heads", "0", "model.transformer: num_kv_heads is 0; it must be at"),
+        ("image_digits", "model.modalities.image.head.num_layers", "-4", "model.modalities.image.head: num_layers is"),
+        (
+            "image_digits",
+            "model.modalities.image.head.hidden_size",
+            "-4",
+            "model.modalities.image.head: hidden_size is",
+        ),
+        ("image_digits", "model.modalities.image.head.intermediate_size", "0", "model.modalities.image.head: intermed"),
+        ("image_digits", "model.modalities.image.loss_weight", "-1", "model.modalities.image: loss_weight is -1.0; it"),
+        ("image_digits", "model.modalities.image.continue_loss_weight", "-1", "model.modalities.image: continue_loss"),
+        ("image_digits", "trainer.num_workers", "-2", "trainer: num_workers must be at least 0, but is -2"),
+        ("multimodal_emoji", "sources.captions.weight", "-1", "sources.captions: weight is -1.0; leave the source out"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_while_the_recipe_is_read(
+    recipe: str, flag: str, value: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"{recipe}.yaml", f"--{flag}", value, "--print-recipe"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_the_help_of_a_verb_shows_a_flag_that_means_something_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, flag in (("train", "--optim.lr"), ("encode", "--data.path"), ("plan", "--trainer.batch_size")):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert f"its fields are flags: {flag}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_compose_says_what_it_takes_instead_of_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["compose", "image_digits.yaml", "--out", str(tmp_path / "new.jsonl")]) == 2
+    assert "compose takes a file of the kind 'composed_documents': pools and tasks" in capsys.readouterr().err
 
 
 def test_debug_adds_the_traceback(capsys):
@@ -127,10 +209,15 @@ def test_flags_that_a_verb_does_not_know_are_refused(capsys):
 
 
 def test_verify_accepts_whole_folders_and_names_a_damaged_file(tmp_path, capsys):
-    for name in ("checkpoints/step_00000001", "model"):
-        publish_folder(tmp_path / name, lambda folder: write_tensors(folder / "a.safetensors", {"x": torch.ones(3)}))
+    for name, step in (("checkpoints/step_00000001", 1), ("model", 0)):
+        publish_folder(
+            tmp_path / name, lambda folder: write_tensors(folder / "a.safetensors", {"x": torch.ones(3)}), step=step
+        )
     assert main(["verify", str(tmp_path)]) == 0
-    assert "2 whole, 0 bad" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "2 whole, 0 bad" in output
+    assert f"{tmp_path / 'model'} (1 files" in output, "a model is of no step"
+    assert "step_00000001 (step 1, " in output
     damaged = tmp_path / "model" / "a.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
@@ -176,6 +263,13 @@ def test_labels_may_be_named_and_a_misspelt_name_is_answered_with_the_nearest() 
 def test_a_label_that_the_model_does_not_know_is_refused(word):
     with pytest.raises(ValueError, match="none of the model's classes, 0 to 9"):
         choose_labels(word, None, 10)
+
+
+def test_a_number_is_no_misspelt_name_of_a_class_that_is_called_by_a_number() -> None:
+    digits = tuple(str(digit) for digit in range(10))
+    assert choose_labels("7", None, 10, digits) == [7]
+    with pytest.raises(ValueError, match="'12' is none of the model's classes, 0 to 9, or null"):
+        choose_labels("12", None, 10, digits)
 
 
 # -- generate and plan, on models of every kind -----------------------------------------------------------------------
@@ -323,6 +417,23 @@ def test_generate_says_what_a_prompt_lacks(
     assert not (tmp_path / "new").exists()
 
 
+def test_evaluate_refuses_flags_of_other_models_before_it_opens_any_data(
+    models: dict[str, str], tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = str(tokenizers["latents"])
+    for arguments, message in (
+        ([models["latentlm"], "--measures", "txt"], "holds a 'latentlm', for which there is no --measures"),
+        ([models["dit"], "--option", "num_questions=1"], "holds a 'dit', for which there is no --option"),
+        ([tokenizer, "--judge-recipe", "x.yaml"], "holds a 'image_tokenizer', for which there is no --judge-recipe"),
+        ([tokenizer, "--part", "validation"], "a tokenizer has nothing to choose on validation pictures"),
+        ([tokenizer, "--cfg-scale", "2"], "holds a 'image_tokenizer', which draws nothing; leave --cfg-scale out"),
+        ([tokenizer, "--raw"], "holds a 'image_tokenizer', which draws nothing; leave --raw out"),
+    ):
+        # Nothing says which data set it is: whatever was opened would end in another sentence.
+        assert main(["evaluate", *arguments, "--out", str(tmp_path / "new")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_generate_says_that_a_tokenizer_draws_nothing(
     tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,6 +486,7 @@ def test_plan_counts_a_tokenizer_of_sound_by_the_second(capsys: pytest.CaptureFi
         ("mel_ar_digits.yaml", []),
         ("codec_lm_digits.yaml", ["--model.num_codes", "256", "--model.num_quantizers", "4"]),
         ("vq_fashion_tokenizer.yaml", []),
+        ("mel_vocoder_digits.yaml", []),
     ],
 )
 def test_plan_counts_the_parameters_of_every_other_kind(
@@ -383,13 +495,33 @@ def test_plan_counts_the_parameters_of_every_other_kind(
     assert main(["plan", recipe, *flags]) == 0
     found = numbers_of(capsys.readouterr().out)
     assert 1e6 < found["total"] < 2e7
-    assert found["total"] == sum(number for name, number in found.items() if name != "total")
+    parts = list(found)[: list(found).index("total")]
+    assert found["total"] == sum(found[name] for name in parts)
 
 
 def test_plan_says_what_a_model_of_codes_leaves_open(capsys: pytest.CaptureFixture[str]) -> None:
-    for recipe in ("codec_lm_digits.yaml", "vq_mllm_digits_and_garments.yaml"):
+    for recipe, flags in (
+        ("codec_lm_digits.yaml", "pass --speech_tokenizer FOLDER, or --model.num_codes N --model.num_quantizers N"),
+        ("vq_mllm_emoji.yaml", "pass --tokenizer FOLDER, or --model.vocabulary.num_codes N"),
+    ):
         assert main(["plan", recipe]) == 2
-        assert "num_codes" in capsys.readouterr().err
+        assert flags in capsys.readouterr().err
+
+
+def test_plan_takes_the_codes_of_a_model_from_the_tokenizer_that_the_recipe_names(
+    tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = tiny_speech_codec()
+    codec.save_pretrained(tmp_path / "codec")
+    by_number = ["--model.num_codes", str(codec.num_codes), "--model.num_quantizers", str(codec.num_quantizers)]
+    for recipe, by_tokenizer, numbers in (
+        ("vq_mllm_emoji.yaml", ["--tokenizer", str(tokenizers["codes"])], ["--model.vocabulary.num_codes", "16"]),
+        ("codec_lm_digits.yaml", ["--speech_tokenizer", str(tmp_path / "codec")], by_number),
+    ):
+        assert main(["plan", recipe, *by_tokenizer]) == 0
+        expected = capsys.readouterr().out
+        assert main(["plan", recipe, *numbers]) == 0
+        assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize("kind", ["dit", "mar", "givt", "vq_ar", "maskgit"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_kinds import save_tiny_tokenizers
+from tiny_kinds import save_tiny_tokenizers, tiny_pipeline
 from tiny_speech import RECORDED_RATE, sound, tiny_speech_codec, tiny_speech_tokenizer
 
 from latentlm.cli.main import main
@@ -33,7 +33,7 @@ def test_a_sound_comes_back_as_a_file_of_its_length(
     out = tmp_path / "speech_back.wav"
     back, rate = soundfile.read(out)
     assert (rate, len(back)) == (RECORDED_RATE, 3 * RECORDED_RATE + 7)
-    whole = torch.from_numpy(decode_audio(recording, "it", sample_rate=RECORDED_RATE, max_seconds=10))[None]
+    whole = torch.from_numpy(decode_audio(recording, "it", sample_rate=RECORDED_RATE, max_seconds=10.0))[None]
     tokens = tokenizer.encode(whole) if make is tiny_speech_codec else tokenizer.encode(whole, sample=False)
     expected = tokenizer.decode(tokens, num_samples=whole.shape[1])[0].detach().numpy()
     np.testing.assert_allclose(back, expected, atol=1e-4)
@@ -67,8 +67,23 @@ def test_what_cannot_be_is_said_and_leaves_nothing_behind(
         ([str(text), *model], "not a sound file that can be decoded"),
         ([str(short), *model], "holds no samples"),
         ([str(recording), *model, "-o", str(recording)], "would be written over what is read"),
+        ([str(recording), *model, "-o", "back.png"], "back.png: sounds are written as .wav; choose another -o"),
     ):
         before = sorted(tmp_path.iterdir())
         assert main(["reconstruct", *arguments]) == 2
         assert sentence in capsys.readouterr().err
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_picture_is_no_sound_and_a_generator_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny_tokenizers(tmp_path)["latents"]
+    tiny_pipeline("latentlm", folder).save_pretrained(tmp_path / "model")
+    Image.new("L", (8, 8)).save(tmp_path / "cat.png")
+    for model, sentence in (
+        (folder, "back.wav: pictures are written as .png; choose another -o"),
+        (tmp_path / "model", "holds a 'latentlm', which is no tokenizer"),
+    ):
+        arguments = [str(tmp_path / "cat.png"), "--model", str(model), "-o", str(tmp_path / "new" / "back.wav")]
+        assert main(["reconstruct", *arguments]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()

@@ -220,3 +220,18 @@ def test_pushing_uploads_a_model_folder_by_patterns(monkeypatch: pytest.MonkeyPa
     assert calls["create"] == ("owner/pair", {"private": True, "exist_ok": True})
     assert calls["files"] == ["config.json", "manifest.json", "model.safetensors"]
     assert calls["patterns"] == ["*.json", "*.safetensors", "README.md"]
+
+
+def test_the_folder_of_a_run_is_answered_with_the_model_in_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match=r"run is a run, not the model that it trained; did you mean .*/run/model\?"):
+        Pair.from_pretrained(tmp_path / "run")
+
+
+def test_a_misspelt_folder_that_looks_like_a_hub_id_is_told_as_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(repo_id: str, **options: object) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(ValueError, match="there is no folder runs/my_modl, and as a hub id it is not in the hub cache"):
+        Pair.from_pretrained("runs/my_modl")

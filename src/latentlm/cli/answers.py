@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 PICTURE_MARK = "@"
 """A part of a prompt that starts with it names a file: a sound by its suffix (.wav, .flac, …), else a picture."""
 
+_MAX_NEW_TOKENS = 256
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a prompt is, and how it is answered."""
@@ -25,14 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'text, or a picture or sound as {PICTURE_MARK}file.png, in order: --prompt "What is this?" @shoe.png '
         '" It is"; may be repeated, and all are answered as one batch',
     )
-    group.add_argument("--images", type=int, default=0, metavar="N", help="pictures that follow at once (default: 0)")
-    group.add_argument("--max-new-tokens", type=int, default=256, help="tokens of free decoding (default: 256)")
+    # No defaults here: `generate` asks which flags were given, and refuses them where there is no prompt.
+    group.add_argument("--images", type=int, metavar="N", help="pictures that follow at once (default: 0)")
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"tokens of free decoding (default: {_MAX_NEW_TOKENS})"
+    )
     group.add_argument("--max-images", type=int, metavar="N", help="pictures the model may begin itself; 0: text only")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: nothing)")
     group.add_argument("--temperature", type=float, help="of text; 0 is greedy (default: the model's)")
     group.add_argument("--top-k", type=int, help="of text (default: the model's)")
     group.add_argument("--top-p", type=float, help="of text (default: the model's)")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end behind this text")
+
+
+FLAGS = (
+    "--images",
+    "--max-new-tokens",
+    "--max-images",
+    "--negative-prompt",
+    "--temperature",
+    "--top-k",
+    "--top-p",
+    "--stop",
+)
+"""Those that say how a prompt is answered."""
 
 
 def parse_prompt(parts: Sequence[str]) -> "Prompt":
@@ -58,8 +76,8 @@ def answer(pipeline: "DocumentPipeline", arguments: argparse.Namespace) -> None:
 
     prompts = [parse_prompt(parts) for parts in arguments.prompt]
     options: dict[str, Any] = {
-        "images": arguments.images,
-        "max_new_tokens": arguments.max_new_tokens,
+        "images": arguments.images or 0,
+        "max_new_tokens": _MAX_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens,
         "max_images": arguments.max_images,
         "negative_prompt": arguments.negative_prompt,
         "temperature": arguments.temperature,

@@ -48,10 +48,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     path = find_recipe(arguments.config)
     from dataclasses import replace
 
-    from latentlm.config import load_recipe
+    from latentlm.catalog import RECIPE_CLASSES
+    from latentlm.config import load_recipe, recipe_class
     from latentlm.data.documents import write_jsonl
     from latentlm.data.documents.composed import ComposedDataConfig, open_composed
 
+    if recipe_class(path, {**RECIPE_CLASSES, KIND: ComposedDataConfig}) is not ComposedDataConfig:
+        raise ValueError(
+            f"{path} is a recipe of a training, but compose takes a file of the kind '{KIND}': pools and tasks, such "
+            f"as the section `composed:` of a recipe's source with `kind: {KIND}` above it"
+        )
     config = load_recipe(path, [], {KIND: ComposedDataConfig})
     if arguments.num_documents is not None:
         number = arguments.num_documents

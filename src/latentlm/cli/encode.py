@@ -14,6 +14,7 @@ from pathlib import Path
 from latentlm.cli.recipes import read_recipe
 
 TAKES_RECIPE = True
+EXAMPLE_FIELD = "--data.path pictures"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if folder is not None and not isinstance(folder, str):
         raise ValueError(
             f"{arguments.recipe} trains a tokenizer; encode takes the recipe of the model that is to use it"
+        )
+    if not hasattr(recipe, "data"):
+        raise ValueError(
+            f"{arguments.recipe} is of the kind '{recipe.kind}', but encode takes recipes of labelled pictures; "
+            "recordings are kept encoded by --sources.NAME.speech.cache DIR of the training itself"
         )
     if folder is None:
         raise ValueError("--tokenizer is missing: the folder of a trained image tokenizer, such as RUN/model")

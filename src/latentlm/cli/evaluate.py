@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return evaluate_documents.score(model, arguments)
     if not isinstance(model, ImagePipeline | ImageTokenizer | VQImageTokenizer):
         raise ValueError(f"{arguments.model} holds a '{model.kind}', for which there are no measures here")
+    _refuse_other_flags(arguments, model.kind, draws=isinstance(model, ImagePipeline))
     tokenizer = model.image_tokenizer if isinstance(model, ImagePipeline) else model
     data = _data_config(arguments, tokenizer)
     judges = load_judges(data, cache_dir=arguments.judges.expanduser(), progress=True)
@@ -176,8 +177,6 @@ def _score_tokenizer(tokenizer: "AnyImageTokenizer", judges: "Judges", arguments
     from latentlm.pretrained import resolve_folder
     from latentlm.storage import read_json
 
-    if arguments.part != "test":
-        raise ValueError("a tokenizer has nothing to choose on validation pictures; leave --part out")
     folder = resolve_folder(
         arguments.model, revision=arguments.revision, local_files_only=arguments.local_files_only, verify=False
     )
@@ -190,6 +189,33 @@ def _score_tokenizer(tokenizer: "AnyImageTokenizer", judges: "Judges", arguments
         batch_size=arguments.batch_size,
         progress=True,
     )
+
+
+def _refuse_other_flags(arguments: argparse.Namespace, kind: str, *, draws: bool) -> None:
+    """Flags that say nothing to a model of classes, or to a tokenizer of pictures; before judges are trained."""
+    given = {
+        "--measures": bool(arguments.measures),
+        "--option": bool(arguments.option),
+        "--judge-recipe": arguments.judge_recipe is not None,
+    }
+    if wrong := [flag for flag, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"{arguments.model} holds a '{kind}', for which there is no {wrong[0]}: that is for models of documents "
+            "and of speech"
+        )
+    if draws:
+        return
+    if arguments.part != "test":
+        raise ValueError("a tokenizer has nothing to choose on validation pictures; leave --part out")
+    given = {
+        "--cfg-scale": bool(arguments.cfg_scale),
+        "--steps": arguments.steps is not None,
+        "--set": bool(arguments.set),
+        "--raw": arguments.raw,
+        "--inception-weights": arguments.inception_weights is not None,
+    }
+    if wrong := [flag for flag, is_given in given.items() if is_given]:
+        raise ValueError(f"{arguments.model} holds a '{kind}', which draws nothing; leave {wrong[0]} out")
 
 
 def _data_config(arguments: argparse.Namespace, tokenizer: "AnyImageTokenizer") -> "ImageDataConfig":

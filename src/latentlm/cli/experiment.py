@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """0 if all is done, 1 if a job failed, 128 + signal if one stopped it."""
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs is {arguments.jobs}; it must be at least 1")
     path = find_experiment(arguments.file)
     from latentlm.experiments import read_experiment, render
 

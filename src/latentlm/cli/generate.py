@@ -1,7 +1,7 @@
 """Draw images with a trained class-conditional model, or answer prompts with a model of text and pictures.
 
     latentlm generate RUN/model --labels 3,7 --out pictures
-    latentlm generate RUN/model --prompt "A picture of a boot:" --images 1 --out answers
+    latentlm generate RUN/model --prompt "A photo of a sneaker." --images 1 --out answers
 
 Of labels it writes one PNG per image, grid.png with all of them, and generation.json with everything needed to draw
 them again; of prompts answers.md, answers.json and the pictures. The same seed gives the same image or answer whatever
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TAKES_RECIPE = False
 
 _DEFAULT_NUM_IMAGES = 16
+_DEFAULT_BATCH_SIZE = 64
+
+_FLAGS_OF_CLASSES = ("--labels", "--num-images", "--set", "--batch-size", "--columns")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="any other sampling option of the model, such as temperature=0.9; may be repeated",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images drawn at a time (default: 64)")
+    parser.add_argument("--batch-size", type=int, help=f"images drawn at a time (default: {_DEFAULT_BATCH_SIZE})")
     add_precision(parser)
     parser.add_argument("--columns", type=int, help="columns of the grid (default: about square)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a CUDA device if there is one)")
@@ -100,7 +103,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.solver is not None:
         changes["solver.name"] = arguments.solver
     sampling = pipeline.sampling_with(changes)
-    images = draw(pipeline, labels, seeds, sampling, batch_size=arguments.batch_size, precision=arguments.precision)
+    batch_size = arguments.batch_size or _DEFAULT_BATCH_SIZE
+    images = draw(pipeline, labels, seeds, sampling, batch_size=batch_size, precision=arguments.precision)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     digits = max(3, len(str(len(labels) - 1)))
@@ -171,8 +175,25 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    for name in ("images", "max_images", "max_new_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 0")
+    if arguments.prompt and (given := _given(arguments, _FLAGS_OF_CLASSES)):
+        raise ValueError(f"{given[0]} is for pictures of classes, but there is a --prompt; leave one of them out")
+    if not arguments.prompt and (given := _given(arguments, answers.FLAGS)):
+        raise ValueError(
+            f"{given[0]} says how a --prompt is answered, but there is none; how pictures of classes are drawn is "
+            "said by --set NAME=VALUE"
+        )
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
         raise ValueError(f"{arguments.out} exists already and is not empty; choose another folder, or remove it")
+
+
+def _given(arguments: argparse.Namespace, flags: Sequence[str]) -> list[str]:
+    """Those of the flags that the command line has; their defaults are None or an empty list."""
+    values = {flag: getattr(arguments, flag.removeprefix("--").replace("-", "_")) for flag in flags}
+    return [flag for flag, value in values.items() if value not in (None, [])]
 
 
 def _label(word: str, num_classes: int, label_names: Sequence[str]) -> int:
@@ -180,7 +201,8 @@ def _label(word: str, num_classes: int, label_names: Sequence[str]) -> int:
         return label_names.index(word)
     if word.isdecimal() and int(word) < num_classes:
         return int(word)
-    near = difflib.get_close_matches(word, label_names, n=1)
+    # A number is no misspelt name, even where classes are called by numbers.
+    near = [] if word.lstrip("-").isdecimal() else difflib.get_close_matches(word, label_names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f", 0 to {num_classes - 1}, or null"
     raise ValueError(f"--labels: {word!r} is none of the model's classes{hint}")
 

@@ -4,6 +4,7 @@ Each verb is a file of this package. Their one-line summaries stand in the table
 neither the verbs nor torch and answers at once. A verb's file offers
 
     TAKES_RECIPE: bool     # whether a recipe comes first and its fields are flags
+    EXAMPLE_FIELD: str     # of verbs that take one: such a flag that means something there
     add_arguments(parser: argparse.ArgumentParser) -> None
     run(arguments: argparse.Namespace, overrides: list[str]) -> int     # exit code; overrides: the recipe's fields
 """
@@ -12,6 +13,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from latentlm import __version__
 VERBS = {
     "train": "train what a recipe describes: a tokenizer, a LatentLM, a model to compare it with",
     "encode": "turn images into cached latents, once, so that training need not encode them again",
-    "generate": "draw images with a trained model: single PNG files and a grid",
+    "generate": "draw images of classes, or answer prompts of text and pictures",
     "say": "speak a text in the voice of a recording, to a file or as a stream",
     "voice": "make a voice file of a recording, for say",
     "reconstruct": "send a sound or a picture through a trained tokenizer and back",
@@ -41,8 +43,8 @@ _EPILOG = """examples:
   latentlm train recipes/image_folder_tokenizer.yaml --data.path my_pictures --out runs/tokenizer
   latentlm train recipes/image_folder.yaml --data.path my_pictures --tokenizer runs/tokenizer/model --out runs/model
       an image tokenizer, then a LatentLM, on a folder with one subfolder of images per class
-  latentlm generate runs/model/model --labels 3,7 --out pictures
-      pictures of the classes 3 and 7
+  latentlm generate runs/model/model --labels cat,dog --out pictures
+      pictures of two of the classes, by the names of their folders
 
 `latentlm VERB --help` shows a verb's arguments; `latentlm train RECIPE --help` every field of that recipe, each of
 which is a flag. An interrupted training continues when the same command is given again.
@@ -104,7 +106,9 @@ def _dispatch(arguments: list[str]) -> int:
         allow_abbrev=False,  # an abbreviation could swallow a recipe's field
     )
     if module.TAKES_RECIPE:
-        verb_parser.add_argument("recipe", metavar="RECIPE", help="YAML file; its fields are flags: --optim.lr 2e-4")
+        verb_parser.add_argument(
+            "recipe", metavar="RECIPE", help=f"YAML file; its fields are flags: {module.EXAMPLE_FIELD}"
+        )
         if rest and rest[0].startswith("-") and not wants_help:
             # argparse would take the first value of a field for the recipe.
             raise ValueError(f"the recipe comes first: latentlm {verb} RECIPE {' '.join(rest[:2])} ...")
@@ -114,7 +118,20 @@ def _dispatch(arguments: list[str]) -> int:
     known, overrides = verb_parser.parse_known_args(rest)
     if overrides and not module.TAKES_RECIPE:
         verb_parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if overrides:
+        _refuse_misspelt_flags(verb_parser, known.recipe, overrides)
     return module.run(known, overrides)
+
+
+def _refuse_misspelt_flags(verb_parser: argparse.ArgumentParser, recipe: str, overrides: list[str]) -> None:
+    """What looks like a flag of the verb, and is no field of the recipe, is not answered with the recipe's fields."""
+    own = re.findall(r"--[a-z][a-z-]+", verb_parser.format_usage())
+    for flag in (word.partition("=")[0] for word in overrides if word.startswith("--") and "." not in word):
+        if near := difflib.get_close_matches(flag.replace("_", "-"), own, n=1, cutoff=0.85):
+            from latentlm.cli.recipes import names_of_recipe
+
+            if flag.removeprefix("--") not in names_of_recipe(recipe):
+                raise ValueError(f"{flag} is no flag; did you mean {near[0]}?")
 
 
 def _help_on_recipe(verb: str, recipe: str) -> str:

@@ -4,12 +4,13 @@
 
 How many latents an image has is its tokenizer's business: FLOPs of a LatentLM need --num-latents or --tokenizer FOLDER;
 other generators read it from the recipe's model.space, or from --tokenizer FOLDER beside --model.space.num_classes.
-Tokenizers of sound are counted by the second; of Transfusion, VQ-MLLM, the codec language model and mel frames the
-parameters alone.
+Models of documents are counted by the row, tokenizers of sound by the second; of Transfusion, VQ-MLLM, the codec
+language model and mel frames the parameters alone.
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latentlm.cli.recipes import read_recipe
 
@@ -23,11 +24,29 @@ if TYPE_CHECKING:
     from latentlm.training.objectives.multimodal import MultimodalRecipe
 
 TAKES_RECIPE = True
+EXAMPLE_FIELD = "--trainer.batch_size 64"
+
+
+class _Codes(NamedTuple):
+    """Where a recipe says what codes its model reads, and which tokenizer knows it."""
+
+    section: str
+    names: tuple[str, ...]
+    tokenizer: str
+
+
+_CODES = {
+    "vq_mllm": _Codes("model.vocabulary", ("num_codes",), "tokenizer"),
+    "codec_lm": _Codes("model", ("num_codes", "num_quantizers"), "speech_tokenizer"),
+}
+"""By kind, for kinds whose recipes leave it to the tokenizer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the recipe leaves open."""
-    parser.add_argument("--num-latents", type=int, metavar="N", help="latents per image: 256 for 256 pixels, patch 16")
+    parser.add_argument(
+        "--num-latents", type=int, metavar="N", help="latents per image, for LatentLM: 256 for 256 pixels, patch 16"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -39,14 +58,17 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from latentlm.models.image_model import ImageModel
     from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder
 
-    planners = {
-        "latentlm": _plan_latentlm,
-        "image_tokenizer": _plan_image_tokenizer,
-        "multimodal": _plan_multimodal,
-    }
+    planners = {"image_tokenizer": _plan_image_tokenizer, "multimodal": _plan_multimodal}
     model_class = KINDS[recipe.kind].model_class
-    if recipe.kind in planners:
-        planners[recipe.kind](recipe, arguments.num_latents)
+    if recipe.kind == "latentlm":
+        _plan_latentlm(recipe, arguments.num_latents)
+    elif arguments.num_latents is not None:
+        instead = "--model.space.rows and .columns" if issubclass(model_class, ImageModel) else "its recipe"
+        raise ValueError(
+            f"--num-latents is for recipes of kind 'latentlm'; what a '{recipe.kind}' counts is said by {instead}"
+        )
+    elif recipe.kind in planners:
+        planners[recipe.kind](recipe)
     elif issubclass(model_class, ImageModel):
         _plan_image_model(recipe, model_class)
     elif issubclass(model_class, SpeechAutoencoder):
@@ -92,6 +114,10 @@ def _plan_latentlm(recipe: "LatentLMRecipe", num_latents: int | None) -> None:
     from latentlm.models.cost import latentlm_flops
     from latentlm.models.latentlm import LatentLM
 
+    if recipe.model.vocabulary.size == 0:
+        raise ValueError(
+            "the recipe leaves the classes to its data: pass --model.vocabulary.num_classes N, their number"
+        )
     with torch.device("meta"):
         model = LatentLM(recipe.model)
     _print_parameters(model)
@@ -112,7 +138,7 @@ def _plan_latentlm(recipe: "LatentLMRecipe", num_latents: int | None) -> None:
     _print_training(recipe, flops.training)
 
 
-def _plan_multimodal(recipe: "MultimodalRecipe", num_latents: int | None) -> None:
+def _plan_multimodal(recipe: "MultimodalRecipe") -> None:
     from dataclasses import replace
 
     import torch
@@ -120,8 +146,11 @@ def _plan_multimodal(recipe: "MultimodalRecipe", num_latents: int | None) -> Non
     from latentlm.models.cost import row_flops
     from latentlm.models.latentlm import LatentLM
     from latentlm.tokenizers.text import open_text_tokenizer
+    from latentlm.training.initial_weights import fitted_to_checkpoint
 
     config = recipe.model
+    if recipe.init_from is not None:
+        config = fitted_to_checkpoint(config, Path(recipe.init_from))
     if config.vocabulary.num_text_ids == 0:
         num_text_ids = open_text_tokenizer(recipe.text_tokenizer).num_ids
         config = replace(config, vocabulary=replace(config.vocabulary, num_text_ids=num_text_ids))
@@ -140,7 +169,7 @@ def _plan_multimodal(recipe: "MultimodalRecipe", num_latents: int | None) -> Non
     _print_flops("FLOPs of the run, of text alone", flops.text * rows * trainer.num_steps)
 
 
-def _plan_image_tokenizer(recipe: "ImageTokenizerRecipe", num_latents: int | None) -> None:
+def _plan_image_tokenizer(recipe: "ImageTokenizerRecipe") -> None:
     import torch
 
     from latentlm.evaluation.cost import image_tokenizer_flops
@@ -188,6 +217,7 @@ def _plan_parameters(recipe: Any, model_class: "type[Pretrained]") -> None:
 
     from latentlm.tokenizers.text import open_text_tokenizer
 
+    recipe = _with_codes(recipe)
     config = getattr(recipe, "model", None) or recipe.tokenizer
     if hasattr(config, "vocabulary") and config.vocabulary.num_text_ids == 0:
         num_text_ids = open_text_tokenizer(recipe.text_tokenizer).num_ids
@@ -198,6 +228,34 @@ def _plan_parameters(recipe: Any, model_class: "type[Pretrained]") -> None:
         model = model_class(config)
     _print_parameters(model)
     print(f"\nFLOPs of a '{recipe.kind}' are counted where it is measured, not here")
+
+
+def _with_codes(recipe: Any) -> Any:
+    """The recipe with what its tokenizer says of codes, where it leaves that open.
+
+    Raises:
+        ValueError: If it names no tokenizer either.
+    """
+    from latentlm.catalog import load
+    from latentlm.config import with_changes
+
+    if recipe.kind not in _CODES:
+        return recipe
+    section, names, tokenizer = _CODES[recipe.kind]
+    config = recipe
+    for part in section.split("."):
+        config = getattr(config, part)
+    missing = [name for name in names if getattr(config, name) == 0]
+    if not missing:
+        return recipe
+    folder = getattr(recipe, tokenizer)
+    if folder is None:
+        flags = " ".join(f"--{section}.{name} N" for name in missing)
+        raise ValueError(
+            f"the recipe leaves the codes of a '{recipe.kind}' to its tokenizer: pass --{tokenizer} FOLDER, or {flags}"
+        )
+    trained = load(folder)
+    return with_changes(recipe, {f"{section}.{name}": getattr(trained, name) for name in missing}, where=recipe.kind)
 
 
 def _latents_of_tokenizer(recipe: "LatentLMRecipe") -> int | None:
@@ -223,7 +281,7 @@ def _print_parameters(module: "nn.Module") -> None:
     print(f"  {'total':52} {sum(parts.values()):18,}")
 
 
-def _print_flops(name: str, flops: float) -> None:
+def _print_flops(name: str, flops: float | int) -> None:
     print(f"  {name:52} {flops:18.3e}")
 
 

@@ -48,6 +48,17 @@ def read_recipe(name: str | Path, overrides: list[str]) -> Any:
     return load_recipe(path, overrides, RECIPE_CLASSES)
 
 
+def names_of_recipe(name: str) -> set[str]:
+    """The fields at the top of the recipe's kind."""
+    from dataclasses import fields
+
+    path = find_recipe(name)
+    from latentlm.catalog import RECIPE_CLASSES
+    from latentlm.config import recipe_class
+
+    return {field.name for field in fields(recipe_class(path, RECIPE_CLASSES))}
+
+
 def fields_of_recipe(name: str) -> str:
     """All fields of the recipe's kind with types, defaults and docstrings, as text."""
     path = find_recipe(name)

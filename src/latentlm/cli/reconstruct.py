@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif isinstance(tokenizer, AnyImageTokenizer):
         print(_picture(tokenizer, arguments.file, _out(arguments, ".png")))
     else:
-        raise ValueError(f"{arguments.model} holds a {type(tokenizer).__name__}, which is no tokenizer")
+        raise ValueError(f"{arguments.model} holds a '{tokenizer.kind}', which is no tokenizer")
     return 0
 
 
@@ -52,6 +52,9 @@ def _out(arguments: argparse.Namespace, suffix: str) -> Path:
     out: Path = arguments.out or arguments.file.with_name(f"{arguments.file.stem}_back{suffix}")
     if out.resolve() == arguments.file.resolve():
         raise ValueError(f"{out} would be written over what is read; choose another -o")
+    if out.suffix.lower() != suffix:
+        medium = "sounds" if suffix == ".wav" else "pictures"
+        raise ValueError(f"{out}: {medium} are written as {suffix}; choose another -o")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -66,7 +69,7 @@ def _sound(tokenizer: "SpeechTokenizer | SpeechCodec", file: Path, out: Path) ->
 
     rate = tokenizer.config.sample_rate
     chunk_samples = max(1, round(tokenizer.config.frame_rate)) * tokenizer.config.hop_length  # about a second
-    blocks = stream_audio(file, str(file), sample_rate=rate, max_seconds=_MAX_HOURS * 3600)
+    blocks = stream_audio(file, str(file), sample_rate=rate, max_seconds=_MAX_HOURS * 3600.0)
     chunks = (chunk for block in blocks for chunk in torch.from_numpy(block).split(chunk_samples))
     staged = out.with_name(f".{out.name}.part")
     num_samples = 0

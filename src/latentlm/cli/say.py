@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError("--stream writes to the standard output; leave -o out, or redirect the output")
     if arguments.stream and arguments.retries:
         raise ValueError("--stream cannot take back what was heard; leave --retries out")
+    if arguments.voice is not None:
+        refuse_missing(arguments.voice)
     text = sys.stdin.read() if arguments.text == "-" else arguments.text
     from latentlm.generation.speaker import SpeakingConfig
 
@@ -80,6 +82,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     speak_out = _stream if arguments.stream else _write
     speak_out(speaker, text.strip(), voice, config, arguments)
     return 0
+
+
+def refuse_missing(recording: Path) -> None:
+    """Before the model is loaded, which takes longer.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    if not recording.is_file():
+        raise ValueError(f"{recording} does not exist, or is no file; give a recording or a voice file")
 
 
 def open_speaker(arguments: argparse.Namespace) -> "Speaker":

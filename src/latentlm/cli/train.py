@@ -12,6 +12,7 @@ from typing import Any
 from latentlm.cli.recipes import read_recipe
 
 TAKES_RECIPE = True
+EXAMPLE_FIELD = "--optim.lr 2e-4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,9 @@ def _check(folder: Path) -> str:
         return f"{len(LatentDataset(folder))} examples of cached latents; counts and shapes checked, not hashes"
     manifest = verify_folder(folder)
     size = sum(entry.size for entry in manifest.files.values())
-    return f"step {manifest.step}, {len(manifest.files)} files, {size / 1e6:.1f} MB"
+    # Models are folders without a step; the trainer's checkpoints begin at 1.
+    step = f"step {manifest.step}, " if manifest.step else ""
+    return f"{step}{len(manifest.files)} files, {size / 1e6:.1f} MB"
 
 
 def _folders_with_weights(root: Path) -> Iterator[Path]:

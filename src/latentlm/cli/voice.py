@@ -8,7 +8,7 @@ The file holds plain tensors, the text, and the fingerprint of the model's speec
 import argparse
 from pathlib import Path
 
-from latentlm.cli.say import add_model_arguments, open_speaker
+from latentlm.cli.say import add_model_arguments, open_speaker, refuse_missing
 
 TAKES_RECIPE = False
 
@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Encode the recording and write the voice."""
     if arguments.recording.suffix == ".safetensors":
         raise ValueError(f"{arguments.recording} is a voice file already; give a recording")
+    refuse_missing(arguments.recording)
     voice = open_speaker(arguments).read_voice(arguments.recording, text=arguments.text)
     path = arguments.out or arguments.recording.with_suffix(".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)

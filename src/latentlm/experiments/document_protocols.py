@@ -51,8 +51,8 @@ def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
         `few_shot`: by number of examples, `AnswerScores` without a majority, `chance`, and `likelier`: `model` and
         `blind`, `ChoiceScores` of the right one among the two names;
         `switching`: `to_picture`, `to_text` and `both`, `SwitchingScores`, and `chosen`, how pictures were drawn;
-        and always `trained`: `steps`, and `tokens` (positions of the rows so far, padding included); `parameters`; and
-        `seconds` by measure, with the training of judges where it came to that.
+        and always `trained`: `steps`, `tokens` (positions of the rows so far, padding included) and `flops`;
+        `parameters`; and `seconds` by measure, with the training of judges where it came to that.
     """
     options = from_mapping(DocumentModelOptions, context.options, where=f"options of {context.cell}")
     measures = _Measures(context, options, build)
@@ -61,8 +61,10 @@ def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
     for name in options.measures:
         timed = remembered(context.scratch_dir, f"measure_{name}", lambda name=name: _timed(getattr(measures, name)))
         result[name], seconds[name] = timed["result"], timed["seconds"]
+    flops = remembered(context.scratch_dir, "training_flops", lambda: {"flops": measures.run.training_flops()})
     parameters = sum(parameters_by_part(measures.run.pipeline.model).values())
-    return {**result, "trained": measures.run.trained, "parameters": parameters, "seconds": seconds}
+    trained = {**measures.run.trained, **flops}
+    return {**result, "trained": trained, "parameters": parameters, "seconds": seconds}
 
 
 def _timed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

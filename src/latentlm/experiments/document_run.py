@@ -1,6 +1,7 @@
 """A trained model of documents with all that it is measured against, each opened when it is first needed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
+from latentlm.nn.flops import count_flops
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import PictureReader
 from latentlm.training.objectives.documents import DocumentObjective, picture_reader, with_size
@@ -29,6 +31,8 @@ from latentlm.training.trainer import kept_model
 Build = Callable[[Any], tuple[Any, Any, Any]]
 """Recipe to objective, loader and recipe, as `catalog.build`."""
 
+_NUM_COUNTED_BATCHES = 4
+"""Whose FLOPs stand for all."""
 _NUM_DOCUMENTS_TO_BUILD = 64
 """Of the source that the objective is rebuilt with: a row needs some, and none is ever read."""
 
@@ -63,6 +67,12 @@ def objective_of(recipe: Any, pipeline: DocumentPipeline, build: Build) -> Docum
     objective.model = pipeline.model
     objective.tokenizer = pipeline.tokenizers[IMAGE]
     return objective
+
+
+def _forward_flops(objective: DocumentObjective, raw_batch: Mapping[str, Any]) -> int:
+    batch = objective.prepare(raw_batch, step=0, seed=0)
+    totals = objective.counts(batch)
+    return count_flops(objective.losses, batch, step=0, totals=totals)
 
 
 def first_seed(options: DocumentModelOptions, part: EvaluatedPart) -> int:
@@ -123,6 +133,18 @@ class DocumentRun:
         steps = trainer.num_steps if step is None else step
         rows = steps * trainer.batch_size * trainer.num_accumulation_steps
         return {"steps": steps, "tokens": rows * recipe.max_length}
+
+    def training_flops(self) -> float:
+        """FLOPs of the training, by the first batches of its mixture; a backward pass counts as two forward ones.
+
+        Those of the frozen tokenizers are not included.
+        """
+        recipe = self.context.recipe
+        objective, make_batches, _ = self._build(recipe)
+        with closing(make_batches(0)) as batches:
+            counted = [_forward_flops(objective, next(batches)) for _ in range(_NUM_COUNTED_BATCHES)]
+        micro_batches = self.trained["steps"] * recipe.trainer.num_accumulation_steps
+        return 3 * micro_batches * sum(counted) / len(counted)
 
     def bar(self, name: str) -> str | None:
         """Name of a progress bar; None where none is to be shown."""

@@ -31,6 +31,13 @@ class DiffusionHeadConfig:
     norm_eps: float = 1e-6
     """Added to the mean square in every RMSNorm."""
 
+    def __post_init__(self) -> None:
+        if self.num_layers < 0:
+            raise ValueError(f"num_layers is {self.num_layers}; it must be at least 0, which leaves a linear head")
+        for name in ("hidden_size", "intermediate_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1, or null for the backbone's")
+
 
 class DiffusionBlock(nn.Module):
     """x + gate * FFN(modulate(norm(x)))."""

@@ -12,6 +12,7 @@ V vocabulary size.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -57,6 +58,10 @@ class ModalityConfig:
     def __post_init__(self) -> None:
         if min(self.latent_dim, self.num_noises_per_latent) < 1:
             raise ValueError("latent_dim and num_noises_per_latent must be at least 1")
+        if not (self.loss_weight > 0 and math.isfinite(self.loss_weight)):
+            raise ValueError(f"loss_weight is {self.loss_weight}; it must be positive")
+        if not (self.continue_loss_weight >= 0 and math.isfinite(self.continue_loss_weight)):
+            raise ValueError(f"continue_loss_weight is {self.continue_loss_weight}; it must be positive, or 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)

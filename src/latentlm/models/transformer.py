@@ -88,6 +88,9 @@ class TransformerConfig:
     """Slowed rotary frequencies for long texts, as in Llama 3.1."""
 
     def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "num_kv_heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.head_size is not None and self.head_size < 1:
             raise ValueError(f"head_size is {self.head_size}; it must be positive, or null for hidden_size / num_heads")
         if self.head_size is None and self.hidden_size % self.num_heads:

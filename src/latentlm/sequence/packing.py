@@ -62,21 +62,31 @@ class PackingPlan:
         weights: Share of tokens that each source is to have, up to a common factor.
         max_length: Tokens of a row.
         seed: Of the order.
+        names: Of the sources, for error messages; None calls them by their numbers.
 
     Raises:
         ValueError: If a source is empty, a weight is not positive, or a piece does not fit into a row.
     """
 
-    def __init__(self, lengths: Sequence[np.ndarray], weights: Sequence[float], *, max_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[np.ndarray],
+        weights: Sequence[float],
+        *,
+        max_length: int,
+        seed: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
         if not lengths or len(lengths) != len(weights):
             raise ValueError(f"{len(weights)} weights were given for {len(lengths)} sources")
-        for number, (of_source, weight) in enumerate(zip(lengths, weights, strict=True)):
+        names = names or [str(number) for number in range(len(lengths))]
+        for name, of_source, weight in zip(names, lengths, weights, strict=True):
             if not len(of_source):
-                raise ValueError(f"source {number} has no document")
+                raise ValueError(f"source {name} has no document")
             if not (weight > 0 and np.isfinite(weight)):
-                raise ValueError(f"source {number} has the weight {weight}; leave it out, or give a positive one")
+                raise ValueError(f"source {name} has the weight {weight}; leave it out, or give a positive one")
             if int(of_source.max()) > max_length:
-                raise ValueError(f"source {number} has a piece of {int(of_source.max())} tokens, a row {max_length}")
+                raise ValueError(f"source {name} has a piece of {int(of_source.max())} tokens, a row {max_length}")
         self._lengths = [of_source.tolist() for of_source in lengths]
         self._shares = [weight / sum(weights) for weight in weights]
         self._max_length = max_length

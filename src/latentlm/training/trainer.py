@@ -107,6 +107,8 @@ class TrainerConfig:
         for name in (*at_least_one, "max_bad_steps", "sample_every", "evaluate_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, but is {self.num_workers}")
         if self.keep_checkpoints < 2:
             raise ValueError("keep_checkpoints must be at least 2: if the newest is damaged, another must be there")
         if wrong := [step for step in self.keep_steps if not 1 <= step <= self.num_steps]:

@@ -114,7 +114,11 @@ def test_every_measure_of_a_run_is_recorded_with_its_numbers(make_context: MakeC
     result = measure(context)
     json.dumps(result, allow_nan=False)
     assert list(result) == [*MEASURES, "trained", "parameters", "seconds"]
+    flops = result["trained"].pop("flops")
     assert result["trained"] == {"steps": 2, "tokens": 2 * 16 * 160}
+    # At least two for every weight of the backbone and token, three times over; the head and attention are on top.
+    weights = sum(p.numel() for p in run.objective.model.transformer.parameters())
+    assert flops > 6 * weights * 2 * 16 * 160
     assert list(result["seconds"]) == list(MEASURES)
     assert result["parameters"] == sum(p.numel() for p in run.objective.model.parameters())
     assert result["text"]["test"]["text"]["num_bytes"] == len("a test") + len("and another one")
@@ -199,7 +203,8 @@ def test_the_model_that_a_run_kept_of_a_step_is_measured_as_the_last_one_is(
     options = {**SMALL, "measures": ["image_to_text"]}
     last = measure(make_context(options))
     early = measure(replace(make_context({**options, "step": 1}, name="early"), run_dir=tmp_path))
-    assert early["trained"] == {"steps": 1, "tokens": last["trained"]["tokens"] // 2}
+    assert early["trained"] == {name: amount / 2 for name, amount in last["trained"].items()}
+    assert early["trained"]["steps"] == 1
     assert early["image_to_text"] == last["image_to_text"]
     with pytest.raises(ValueError, match=r"kept no model of step 2; .*trainer\.keep_steps"):
         measure(replace(make_context({**options, "step": 2}, name="never"), run_dir=tmp_path))

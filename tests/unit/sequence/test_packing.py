@@ -94,3 +94,9 @@ def test_a_single_short_document_is_repeated_for_ever() -> None:
 def test_plans_that_cannot_be_are_refused(lengths: list[np.ndarray], weights: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PackingPlan(lengths, weights, max_length=12, seed=0)
+
+
+def test_a_source_with_a_name_is_refused_by_it() -> None:
+    lengths = [np.array([3]), np.zeros(0, dtype=int)]
+    with pytest.raises(ValueError, match="source captions has no document"):
+        PackingPlan(lengths, [1.0, 1.0], max_length=12, seed=0, names=["text", "captions"])

@@ -1,14 +1,23 @@
 """A training that starts from a model that was trained before: the same weights, or a refusal."""
 
+import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_documents import tiny_multimodal_recipe
 from tiny_models import randomise, tiny_image_tokenizer
+from tiny_text import tiny_bpe
 
 from latentlm.catalog import build
+from latentlm.cli.main import main
+from latentlm.config import dump_recipe
+from latentlm.models.latentlm import LatentLM
+from latentlm.models.transformer import TransformerConfig
 from latentlm.training.objectives.multimodal import MultimodalObjective
 
 
@@ -66,3 +75,65 @@ def test_a_folder_that_is_no_model_is_refused(trained: Path, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="model_type 'bert'"):
         objective_of(trained / "data", init_from=str(tmp_path))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A Qwen2 checkpoint in Hugging Face's layout, with its vocabulary; other sizes than the tiny recipe's."""
+    folder, vocabulary = tmp_path / "checkpoint", tiny_bpe()
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary.definition))
+    config = {
+        "model_type": "qwen2",
+        "vocab_size": vocabulary.num_ids + 3,  # padding, as theirs has
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "tie_word_embeddings": True,
+        "eos_token_id": vocabulary.eos_id,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = randomise(torch.nn.Embedding(vocabulary.num_ids + 3, 24), seed=1).weight.detach()
+    sizes = TransformerConfig(
+        hidden_size=24, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=40, qkv_bias=True
+    )
+    model = LatentLM(replace(build(tiny_multimodal_recipe(tmp_path / "data"))[2].model, transformer=sizes))
+    tensors = {f"model.{name}": tensor for name, tensor in randomise(model).transformer.state_dict().items()}
+    save_file({**tensors, "model.embed_tokens.weight": weights}, folder / "model.safetensors")
+    return folder
+
+
+def test_a_checkpoint_of_another_size_than_the_recipe_needs_no_more_than_its_folder(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tiny_multimodal_recipe(
+        tmp_path / "data",
+        init_from=str(checkpoint),
+        text_tokenizer={"kind": "huggingface", "path": str(checkpoint)},
+    )
+    with caplog.at_level(logging.WARNING):
+        objective, _, recipe = build(given)
+    assert isinstance(objective, MultimodalObjective)
+    assert any("hidden_size 24 instead of 16" in message for message in caplog.messages)
+    # The recipe that is saved says what was built.
+    transformer = recipe.model.transformer
+    assert (transformer.hidden_size, transformer.num_layers, transformer.intermediate_size) == (24, 2, 40)
+    assert (transformer.kv_heads, transformer.qkv_bias, recipe.model.tie_embeddings) == (2, True, True)
+    assert objective.model.config == recipe.model
+    stored = load_file(checkpoint / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(objective.model.state_dict()["transformer.layers.1.mlp.up_proj.weight"], stored)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    caplog.clear()
+    assert build(recipe)[2] == recipe
+    assert not [message for message in caplog.messages if "backbone" in message], "nothing is left to replace"
+    # What is planned before a training is what is trained.
+    capsys.readouterr()
+    (tmp_path / "given.yaml").write_text(dump_recipe(given))
+    for name in ("given", "recipe"):
+        assert main(["plan", str(tmp_path / f"{name}.yaml")]) == 0
+    first, again = capsys.readouterr().out.split("parameters\n")[1:]
+    assert first == again
+    total = sum(parameter.numel() for parameter in objective.model.parameters())
+    assert f"{total:,}" in first

@@ -155,11 +155,31 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path) -> None:
         ({"model__lm_head": False, "model__vocabulary": {"num_classes": 3}}, "needs a softmax head"),
         ({"model__vocabulary": {"switch_tokens": True, "num_text_ids": 300}}, "num_text_ids=300"),
         ({"sources": {}}, "sources is empty"),
+        ({"sources__mixed__weight": -1.0}, "sources.mixed: weight is -1.0; leave the source out"),
+        ({"sources__mixed__weight": float("nan")}, "sources.mixed: weight is nan"),
         ({"max_length": 1}, "a row needs two tokens"),
         ({"sources__mixed__data__image_size": 9}, "trained on pictures of 8 x 8"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(tiny_multimodal_recipe(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer": None}, "pass --tokenizer RUN/model"),
+        ({"model__modalities__image__latent_dim": 5}, "--model.modalities.image.latent_dim 6"),
+    ],
+)
+def test_a_missing_or_unfit_tokenizer_is_refused_before_any_document_is_read(
+    tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("documents were opened")
+
+    monkeypatch.setattr("latentlm.training.objectives.documents.open_any_documents", opened)
     with pytest.raises(ValueError, match=message):
         build(tiny_multimodal_recipe(tmp_path, **changes))
 

@@ -198,6 +198,7 @@ def test_a_run_in_reduced_precision_learns_and_resumes_bit_for_bit(tmp_path: Pat
         ({"sample_every": 0}, "sample_every must be at least 1"),
         ({"keep_checkpoints": 1}, "at least 2"),
         ({"ema_half_life_ratio": -0.1}, "cannot be negative"),
+        ({"num_workers": -2}, "num_workers must be at least 0"),
     ],
 )
 def test_nonsense_settings_are_refused(bad: dict[str, Any], message: str) -> None:

@@ -111,8 +111,10 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
         if path.stat().st_size > _MAX_TEXT_BYTES:
             raise DataError(f"{path}: larger than {_MAX_TEXT_BYTES // 2**20} MiB")
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not a text file in UTF-8") from error
     names = lines[0].rstrip("\r").split("\t")
     if "id" in names and {"text", "text_normalized"} & set(names):
         texts = _table(path, names, lines[1:])

@@ -9,6 +9,7 @@ Shapes: C channels, H height, W width of a picture.
 
 import itertools
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,8 @@ class DocumentSourceConfig:
             raise ValueError(
                 "a source is either data (files), composed (from labelled pictures) or speech (recordings); give one"
             )
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight is {self.weight}; leave the source out, or give a positive one")
 
     @property
     def settings(self) -> AnyDocumentConfig | SpeechSourceConfig:
@@ -401,9 +404,20 @@ def _form(medium: Tensor | StoredMedium) -> tuple[Any, ...]:
     return tuple(medium.shape)
 
 
+def open_tokenizers(recipe: DocumentRecipe) -> tuple[StoredTextTokenizer, AnyImageTokenizer | None]:
+    """The tokenizers of text and of pictures that a recipe names; None for no pictures.
+
+    Raises:
+        ValueError: If one is missing or damaged.
+    """
+    text_tokenizer = open_text_tokenizer(recipe.text_tokenizer)
+    return text_tokenizer, None if recipe.tokenizer is None else load_image_tokenizer(recipe.tokenizer)
+
+
 def open_recipe_documents(
     recipe: DocumentRecipe,
     *,
+    tokenizers: tuple[StoredTextTokenizer, AnyImageTokenizer | None] | None = None,
     max_grid_side: int | None = None,
     speech_tokenizer: AnySpeechTokenizer | None = None,
     progress: bool = True,
@@ -412,6 +426,7 @@ def open_recipe_documents(
 
     Args:
         recipe: Sources, tokenizers, lengths.
+        tokenizers: The recipe's, for callers that have opened them already.
         max_grid_side: Longest side in latents of pictures that keep their shape and say it; None makes all alike.
         speech_tokenizer: Encodes recordings.
         progress: Show progress bars while lengths are counted.
@@ -419,13 +434,16 @@ def open_recipe_documents(
     Raises:
         ValueError: If data or tokenizers are missing, or do not fit together.
     """
-    text_tokenizer = open_text_tokenizer(recipe.text_tokenizer)
-    tokenizer = None if recipe.tokenizer is None else load_image_tokenizer(recipe.tokenizer)
+    text_tokenizer, tokenizer = tokenizers or open_tokenizers(recipe)
     opener = _Opener(recipe, text_tokenizer, tokenizer, max_grid_side, speech_tokenizer)
     sources = [opener.pieces(name, "train", progress=progress) for name in recipe.sources]
     weights = [source.weight for source in recipe.sources.values()]
     plan = PackingPlan(
-        [source.lengths for source in sources], weights, max_length=recipe.max_length, seed=recipe.trainer.seed
+        [source.lengths for source in sources],
+        weights,
+        max_length=recipe.max_length,
+        seed=recipe.trainer.seed,
+        names=list(recipe.sources),
     )
     report = plan.report(_ROWS_OF_REPORT)
     total = sum(report.num_tokens)
@@ -503,7 +521,11 @@ def _held_out(opener: _Opener) -> Callable[[], Iterable[Mapping[str, Any]]] | No
         return None
     sources = [opener.pieces(name, "validation", progress=False) for name in names]
     plan = PackingPlan(
-        [source.lengths for source in sources], [1.0] * len(sources), max_length=recipe.max_length, seed=0
+        [source.lengths for source in sources],
+        [1.0] * len(sources),
+        max_length=recipe.max_length,
+        seed=0,
+        names=[f"{name} (held out)" for name in names],
     )
     size = min(recipe.trainer.batch_size, NUM_HELD_OUT_ROWS)
     batches = DocumentBatches(sources, plan, batch_size=size)

@@ -19,7 +19,7 @@ from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import RawPiece
-from latentlm.training.initial_weights import load_initial_weights
+from latentlm.training.initial_weights import fitted_to_checkpoint, load_initial_weights
 from latentlm.training.lora import LoraConfig, add_lora, freeze, merge_lora
 from latentlm.training.objective import Counts
 from latentlm.training.objectives.documents import (
@@ -29,6 +29,7 @@ from latentlm.training.objectives.documents import (
     make_document_loader,
     objective_options,
     open_recipe_documents,
+    open_tokenizers,
 )
 from latentlm.training.optim import OptimConfig
 from latentlm.training.random_state import seeded_weights
@@ -52,7 +53,7 @@ class MultimodalRecipe(DocumentRecipe):
     """How text is sampled; likewise."""
     init_from: str | None = None
     """What to start from: the `model` folder of a run of documents with the same tokenizers, or the folder of a Llama
-    or Qwen checkpoint in Hugging Face format."""
+    or Qwen checkpoint in Hugging Face format, whose sizes then replace those of model.transformer."""
     lora: LoraConfig | None = None
     """Train low-rank changes of the backbone instead of its weights; they are folded in when the model is saved."""
     freeze: list[str] = field(default_factory=list)
@@ -194,28 +195,34 @@ def build_multimodal(
     Raises:
         ValueError: If data, tokenizers and model do not fit together; the message names the flag that mends it.
     """
-    image = recipe.model.modalities.get("image")
-    says_size = image is not None and image.says_size
-    max_grid_side = recipe.model.vocabulary.max_grid_side if says_size else None
+    # Whatever does not fit together is refused before the documents are counted, which takes minutes.
+    if recipe.init_from is not None:
+        recipe = replace(recipe, model=fitted_to_checkpoint(recipe.model, Path(recipe.init_from)))
+    text_tokenizer, tokenizer = open_tokenizers(recipe)
+    if tokenizer is not None and not isinstance(tokenizer, ImageTokenizer):
+        raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
     speech_tokenizer = None
     if recipe.speech_tokenizer is not None:
         speech_tokenizer = SpeechTokenizer.from_pretrained(recipe.speech_tokenizer)
-    opened = open_recipe_documents(recipe, max_grid_side=max_grid_side, speech_tokenizer=speech_tokenizer)
-    tokenizer = opened.tokenizer
-    if tokenizer is not None and not isinstance(tokenizer, ImageTokenizer):
-        raise ValueError(f"LatentLM models latents, but the tokenizer in {recipe.tokenizer} is a '{tokenizer.kind}'")
-    tokenizers = {"image": tokenizer, "speech": speech_tokenizer}
-    recipe = replace(recipe, model=_fitted(recipe, opened.text_tokenizer, tokenizers))
+    recipe = replace(recipe, model=_fitted(recipe, text_tokenizer, {"image": tokenizer, "speech": speech_tokenizer}))
+    image = recipe.model.modalities.get("image")
+    says_size = image is not None and image.says_size
+    opened = open_recipe_documents(
+        recipe,
+        tokenizers=(text_tokenizer, tokenizer),
+        max_grid_side=recipe.model.vocabulary.max_grid_side if says_size else None,
+        speech_tokenizer=speech_tokenizer,
+    )
     with seeded_weights(recipe.trainer.seed):
         model = LatentLM(recipe.model)
         if recipe.init_from is not None:
-            eos_ids = load_initial_weights(model, Path(recipe.init_from), opened.text_tokenizer)
+            eos_ids = load_initial_weights(model, Path(recipe.init_from), text_tokenizer)
             if not recipe.text_generation.eos_ids:
                 recipe = replace(recipe, text_generation=replace(recipe.text_generation, eos_ids=eos_ids))
         objective = MultimodalObjective(
             model,
             tokenizer,
-            opened.text_tokenizer,
+            text_tokenizer,
             speech_tokenizer=speech_tokenizer,
             sampling=recipe.generation,
             speech_sampling=recipe.speech_generation,

@@ -156,7 +156,11 @@ def test_texts_are_lines_or_tables(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "holds no text"), (b"\xff\xfe\x00", "cannot be read as text"), (b"id\ttext\nonly one\n", ":2: 1 columns")],
+    [
+        (b"", "holds no text"),
+        (b"\xff\xfe\x00", "is not a text file in UTF-8"),
+        (b"id\ttext\nonly one\n", ":2: 1 columns"),
+    ],
 )
 def test_files_that_hold_no_texts_are_refused(tmp_path, data, reason):
     (tmp_path / "a.txt").write_bytes(data)
