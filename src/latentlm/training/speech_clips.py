@@ -3,6 +3,7 @@
 Shapes: B batch, S samples.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +23,8 @@ from latentlm.data.audio import (
     open_audio,
 )
 from latentlm.data.audio.crops import Crops
+from latentlm.data.datasets import Part
+from latentlm.data.records import DataError
 from latentlm.training import distributed
 from latentlm.training.trainer import TrainerConfig
 
@@ -31,6 +34,8 @@ MEASURE_BATCH_SIZE = 32
 """Clips of one batch of `ClipSources`, at most."""
 
 _NUM_PREVIEW_CLIPS = 4
+
+_log = logging.getLogger(__name__)
 
 Clips = Iterable[tuple[Float[Tensor, "B S"], Int[Tensor, "B"]]]
 """Batches of waveforms in [-1, 1] and their keys."""
@@ -48,13 +53,12 @@ class ClipSources(NamedTuple):
 
 
 def open_clips(
-    mixture: AudioMixtureConfig, words: WordStringConfig | None, trainer: TrainerConfig
+    mixture: AudioMixtureConfig, trainer: TrainerConfig
 ) -> tuple[ClipSources, Callable[[int], Iterator[Mapping[str, Any]]]]:
     """Open the recordings of a recipe.
 
     Args:
         mixture: The groups, cropped to one length.
-        words: Joins recordings of single words for training; None takes them as they are.
         trainer: Batch size, seed and workers.
 
     Returns:
@@ -65,10 +69,10 @@ def open_clips(
         ImportError: If an audio library is missing; the message names the extra.
     """
     weights = [mixture.weights.get(name, 1.0) for name in mixture.groups]
-    train = [_open_training(group, words) for group in mixture.groups.values()]
+    train = [_open_part(group, mixture.words.get(name), "train") for name, group in mixture.groups.items()]
     held_out = [
-        open_audio(group, part="validation") if group.validation_ratio > 0 or group.split_file else dataset
-        for group, dataset in zip(mixture.groups.values(), train, strict=True)
+        _open_held_out(group, mixture.words.get(name)) if group.validation_ratio > 0 or group.split_file else dataset
+        for (name, group), dataset in zip(mixture.groups.items(), train, strict=True)
     ]
 
     def clips(groups: list[AudioExamples], limit: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,9 +102,21 @@ def open_clips(
     return sources, make_batches
 
 
-def _open_training(config: AudioDataConfig, words: WordStringConfig | None) -> AudioExamples:
+def _open_part(config: AudioDataConfig, words: WordStringConfig | None, part: Part) -> AudioExamples:
+    """Crops of recordings, or of utterances that are joined from them."""
     if words is None:
-        return open_audio(config, part="train")
+        return open_audio(config, part=part)
     assert config.crop_samples is not None  # checked by the recipe
-    recordings = open_audio(replace(config, crop_seconds=None), part="train")
+    recordings = open_audio(replace(config, crop_seconds=None), part=part)
     return Crops(WordStrings(recordings, words), config.crop_samples)
+
+
+def _open_held_out(config: AudioDataConfig, words: WordStringConfig | None) -> AudioExamples:
+    """As in training, if there are enough words of every speaker; else recordings as they are."""
+    try:
+        return _open_part(config, words, "validation")
+    except DataError as error:
+        if words is None:
+            raise
+        _log.warning("held-out clips of %s are single words: %s", config.path, error)
+        return open_audio(config, part="validation")

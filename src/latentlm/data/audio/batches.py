@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from latentlm.data.audio.config import AudioDataConfig
 from latentlm.data.audio.datasets import AudioExamples, open_audio
+from latentlm.data.audio.words import WordStringConfig
 from latentlm.data.datasets import Part
 from latentlm.data.loader import WORKER_TIMEOUT_SECONDS, Batch, BatchResult, load_numbered, plain_bad_records
 from latentlm.data.records import BadRecord
@@ -36,13 +37,15 @@ class AudioMixtureConfig:
     """Data sets by name, for example speech, audio and music (paper Section 3.3.2)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Share of examples of each group, up to a common factor; a group that is not named has 1."""
+    words: dict[str, WordStringConfig] = field(default_factory=dict)
+    """Groups whose recordings are single words, which a training of tokenizers joins into utterances."""
 
     def __post_init__(self) -> None:
         if not self.groups:
             raise ValueError("a mixture needs at least one group")
-        unknown = sorted(set(self.weights) - set(self.groups))
-        if unknown:
-            raise ValueError(f"weights name {unknown}, but the groups are {', '.join(self.groups)}")
+        for name, named in {"weights": self.weights, "words": self.words}.items():
+            if unknown := sorted(set(named) - set(self.groups)):
+                raise ValueError(f"{name} name {unknown}, but the groups are {', '.join(self.groups)}")
         for name in ("sample_rate", "crop_seconds"):
             values = {getattr(group, name) for group in self.groups.values()}
             if len(values) > 1:
@@ -303,10 +306,13 @@ class _ConsecutiveBatches(Dataset[BatchResult]):
 def collate_audio(examples: Sequence[dict[str, Any]]) -> Batch:
     """Examples to a batch: waveforms padded with zeros to the longest, numbers to [B], all else to lists.
 
-    Any Float tensor [S] whose name ends in `audio` is a waveform; `num_samples` tells them from their padding.
+    Any Float tensor [S] whose name ends in `audio` is a waveform; `num_samples` tells them from their padding. What not
+    all examples have, such as texts in a mixture, is left out.
     """
     batch: Batch = {}
     for name, first in examples[0].items():
+        if any(name not in example for example in examples):
+            continue
         values = [example[name] for example in examples]
         if isinstance(first, Tensor) and name.endswith("audio"):
             batch[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)

@@ -114,8 +114,8 @@ class SpeechReconstructionRecipe:
     mixture: AudioMixtureConfig | None = None
     """Several groups of recordings by weight, instead of `data`."""
     words: WordStringConfig | None = None
-    """In training, join the recordings of `data`, single words, into utterances and cut the crops from those; words
-    that are met alone only teach what silence sounds like. Held-out clips stay single words."""
+    """Join the recordings of `data`, single words, into utterances and cut the crops from those: words that are met
+    alone only teach what silence sounds like. Of a mixture, see its own `words`."""
     tokenizer: SpeechAutoencoderConfig
     """Sample rate, design, sizes, bottleneck."""
     losses: SpeechLossConfig = field(default_factory=SpeechLossConfig)
@@ -137,7 +137,9 @@ class SpeechReconstructionRecipe:
             if group.crop_seconds is None:
                 raise ValueError("clips of one batch must have one length: give crop_seconds, for example 1.0")
         if self.words is not None and self.data is None:
-            raise ValueError("words are joined from the recordings of data; leave words out with a mixture")
+            raise ValueError(
+                "words are joined from the recordings of data; a mixture has its own: mixture.words, by group"
+            )
         if (self.losses.adversarial is None) != (self.discriminator_optim is None):
             raise ValueError("losses.adversarial and discriminator_optim belong together: give both or neither")
 
@@ -149,7 +151,8 @@ class SpeechReconstructionRecipe:
             ValueError: If there are neither `data` nor `mixture`, or both.
         """
         if self.data is not None and self.mixture is None:
-            return AudioMixtureConfig(groups={"data": self.data})
+            words = {} if self.words is None else {"data": self.words}
+            return AudioMixtureConfig(groups={"data": self.data}, words=words)
         if self.data is None and self.mixture is not None:
             return self.mixture
         raise ValueError("give the recordings as data (one set) or as mixture (several groups), one of the two")
@@ -398,7 +401,7 @@ def build_speech_reconstruction(
         ValueError: If the data cannot be used, or the losses do not fit the sample rate.
         ImportError: If an audio library is missing; the message names the extra.
     """
-    clips, make_batches = open_clips(recipe.groups, recipe.words, recipe.trainer)
+    clips, make_batches = open_clips(recipe.groups, recipe.trainer)
     with seeded_weights(recipe.trainer.seed):
         objective = objective_class(
             tokenizer_class(recipe.tokenizer),

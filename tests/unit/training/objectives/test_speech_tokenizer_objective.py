@@ -305,7 +305,7 @@ def test_groups_are_mixed_by_weight(data: AudioDataConfig) -> None:
     assert all(batch["audio"].shape == (4, 400) for batch in batches)
 
 
-def test_words_are_joined_and_cropped_in_training_alone(data: AudioDataConfig, tmp_path: Path) -> None:
+def test_words_are_joined_and_cropped(data: AudioDataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for path in Path(data.path).rglob("*.wav"):
         copy = tmp_path / path.relative_to(data.path)
         copy.parent.mkdir(exist_ok=True)
@@ -319,9 +319,31 @@ def test_words_are_joined_and_cropped_in_training_alone(data: AudioDataConfig, t
     # Two words of 0.1 s at least and no pause: single ones would leave most crops half empty.
     assert batch["num_samples"].min() >= 400
     held_out = torch.cat([waveforms for waveforms, _ in objective.clips.held_out()])
-    assert (held_out[:, 595:] == 0).all()  # a single clip of at most 0.29 s
-    with pytest.raises(ValueError, match="leave words out"):
+    assert (held_out[:, 595:] == 0).all()  # a single clip of at most 0.29 s: the held-out part is too small to join any
+    assert "held-out clips" in caplog.text
+    with pytest.raises(ValueError, match="a mixture has its own: mixture.words, by group"):
         make_recipe(None, words=words, mixture=AudioMixtureConfig(groups={"one": data}))
+
+
+def test_a_mixture_joins_the_words_of_the_groups_that_hold_words(data: AudioDataConfig, tmp_path: Path) -> None:
+    for path in Path(data.path).rglob("*.wav"):
+        copy = tmp_path / path.relative_to(data.path)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        copy.with_suffix(".txt").write_text("word")
+    words = WordStringConfig(num_utterances=7, min_words=2, max_words=3, min_gap_seconds=0.0, max_gap_seconds=0.01)
+    cropped = replace(data, crop_seconds=0.3, validation_ratio=0.0)
+    mixture = AudioMixtureConfig(
+        groups={"read": cropped, "words": replace(cropped, path=str(tmp_path))}, words={"words": words}
+    )
+    _, loader, _ = build_speech_tokenizer(make_recipe(None, mixture=mixture))
+    batches = loader(0)
+    lengths = torch.cat([next(batches)["num_samples"] for _ in range(8)])
+    # Single clips are at most 0.29 s long; joined ones fill the crop.
+    assert (lengths < 590).any()
+    assert (lengths == 600).any()
+    with pytest.raises(ValueError, match=r"words name \['other'\], but the groups are read"):
+        AudioMixtureConfig(groups={"read": cropped}, words={"other": words})
 
 
 def test_recipes_whose_parts_do_not_fit_are_refused(data: AudioDataConfig) -> None:
