@@ -321,7 +321,7 @@ def test_words_are_joined_and_cropped(data: AudioDataConfig, tmp_path: Path, cap
     held_out = torch.cat([waveforms for waveforms, _ in objective.clips.held_out()])
     assert (held_out[:, 595:] == 0).all()  # a single clip of at most 0.29 s: the held-out part is too small to join any
     assert "held-out clips" in caplog.text
-    with pytest.raises(ValueError, match="a mixture has its own: mixture.words, by group"):
+    with pytest.raises(ValueError, match=r"a mixture has its own: mixture.words, by group"):
         make_recipe(None, words=words, mixture=AudioMixtureConfig(groups={"one": data}))
 
 
