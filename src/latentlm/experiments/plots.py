@@ -23,7 +23,7 @@ class Point:
 
 
 def series_of(plot: PlotDefinition, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, list[Point]]:
-    """The lines of a plot, each a list of points by growing x; cells without a record are left out.
+    """The lines of a plot, each a list of points by growing x; cells without a record, or a number, are left out.
 
     Cells that differ in the axis `plot.over` alone are seeds of one point (of one curve, where x and y are lists).
 
@@ -37,7 +37,8 @@ def series_of(plot: PlotDefinition, cells: Sequence[Cell], records: Mapping[str,
         traits = cell.traits
         line = ", ".join(axis_text(traits[name]) for name in plot.series if name in traits)
         point = tuple((name, value) for name, value in traits.items() if name != plot.over)
-        groups.setdefault((line, point), []).append(_numbers(plot, cell, records[cell.name]))
+        if not _is_missing(records[cell.name], plot.y):
+            groups.setdefault((line, point), []).append(_numbers(plot, cell, records[cell.name]))
     lines: dict[str, list[Point]] = {}
     for (line, _), seeds in groups.items():
         if len({len(xs) for xs, _ in seeds}) > 1:
@@ -98,6 +99,13 @@ def _numbers(plot: PlotDefinition, cell: Cell, record: Record) -> tuple[list[flo
             "one and one, a curve as many and as many"
         )
     return xs, ys
+
+
+def _is_missing(record: Record, path: str) -> bool:
+    """Whether a measure was tried and gave no number: a model that said nothing, whose voice nobody could compare."""
+    parent, _, name = path.rpartition(".")
+    values = look_up(record, parent)
+    return isinstance(values, Mapping) and name in values and values[name] is None
 
 
 def _as_numbers(value: AxisValue | list[Any]) -> list[float]:

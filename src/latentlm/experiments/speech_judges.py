@@ -25,6 +25,7 @@ from latentlm.evaluation.speech.interfaces import Recogniser, SpeakerEncoder
 from latentlm.evaluation.speech.judge_report import report_judge
 from latentlm.evaluation.speech.pocketsphinx_recogniser import PocketsphinxRecogniser
 from latentlm.evaluation.speech.recordings import Recordings
+from latentlm.evaluation.speech.remembered import RememberingRecogniser
 from latentlm.evaluation.speech.speakers import MfccStatistics, Resemblyzer
 from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext
@@ -105,7 +106,11 @@ class SpeechJudges:
         if self.spell_digits:
             found["classifier"] = DigitStringReader(self.classifier)
         if self._config.pocketsphinx:
-            found["pocketsphinx"] = PocketsphinxRecogniser() if self.spell_digits else PocketsphinxRecogniser(None)
+            judge = PocketsphinxRecogniser() if self.spell_digits else PocketsphinxRecogniser(None)
+            # Half a second for a noisy string, and the real ones are read beside every model.
+            found["pocketsphinx"] = RememberingRecogniser(
+                judge, self._cache / "texts.sqlite", fingerprint=judge.fingerprint()
+            )
         return found
 
     @cached_property

@@ -235,6 +235,14 @@ def test_a_plot_of_what_is_no_number_is_refused() -> None:
         lines_of(PLOT, records)
 
 
+def test_a_measure_that_gave_no_number_is_no_point() -> None:
+    records = {
+        "scores.narrow-seed=0": {"axes": {"seed": 0}, "result": {"width": 3.0}},
+        "scores.wide-seed=0": {"axes": {"seed": 0}, "result": {"width": None}},
+    }
+    assert lines_of(PLOT, records) == {"Narrow": [Point(0.0, 3.0, None, None)]}
+
+
 def test_what_a_record_leaves_out_has_the_default_of_the_plot() -> None:
     records = {
         "scores.narrow-seed=0": {"sigma": 0.5, "result": {"width": 3.0}},

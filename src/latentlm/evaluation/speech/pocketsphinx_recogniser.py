@@ -42,6 +42,7 @@ class PocketsphinxRecogniser:
             raise ImportError(
                 "this judge needs the library pocketsphinx: pip install 'latentlm[eval-speech]'"
             ) from error
+        self._words = None if words is None else tuple(words)
         # Means over each whole clip: by default they are carried from clip to clip, and results hang on the order.
         settings: dict[str, Any] = {"samprate": _RATE, "cmn": "batch", "loglevel": "FATAL"}
         if words is not None:
@@ -53,6 +54,12 @@ class PocketsphinxRecogniser:
             grammar = f"#JSGF V1.0; grammar words; public <words> = ( {' | '.join(words)} )+ ;"
             self._decoder.add_jsgf_string("words", grammar)
             self._decoder.activate_search("words")
+
+    def fingerprint(self) -> str:
+        """Of all that its texts hang on: the library's version, which holds the models, and the words."""
+        from importlib.metadata import version
+
+        return f"pocketsphinx {version('pocketsphinx')} {self._words}"
 
     def transcribe(self, clips: Clips, sample_rate: int) -> list[str]:
         """A text per clip; the order of the clips does not matter."""
