@@ -12,6 +12,7 @@ Files are safetensors and JSON only; nothing here can execute what it reads.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -405,3 +406,13 @@ def write_failed(path: Path, error: Exception, wanted: int | None) -> StorageErr
     size = "" if wanted is None else f" ({wanted} bytes)"
     hint = "; the disk or quota is full" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
     return StorageError("write_failed", f"cannot write {path}{size}: {error}{hint}; {free} bytes are free there")
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for another process that holds it. The lock dies with its process, the file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        # A record lock: unlike flock it is not inherited by data workers, which may outlive a killed parent.
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

@@ -2,11 +2,12 @@
 
 from latentlm.experiments.definition import ExperimentDefinition, read_experiment
 from latentlm.experiments.expansion import Cell, Expansion, Run, expand
-from latentlm.experiments.locks import Stopwatch, waiting_lock
 from latentlm.experiments.protocol import MeasureContext, Protocol, remembered
 from latentlm.experiments.rendering import page_text, render
 from latentlm.experiments.results import Comparison, Summary, compare, summarise
 from latentlm.experiments.runner import Experiment, Tools, run_experiment
+from latentlm.experiments.stopwatch import Stopwatch
+from latentlm.storage import waiting_lock
 
 __all__ = [
     "Cell",

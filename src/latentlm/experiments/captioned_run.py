@@ -23,10 +23,10 @@ from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.experiments.captioned_options import JudgedPicturesOptions
 from latentlm.experiments.document_run import Build
 from latentlm.experiments.image_protocols import MODEL_FOLDERS, through_tokens
-from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext, remembered
 from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
+from latentlm.storage import waiting_lock
 from latentlm.training.document_batches import PictureReader
 from latentlm.training.objectives.documents import DocumentObjective, picture_reader, with_size
 

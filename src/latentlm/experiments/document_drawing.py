@@ -22,9 +22,9 @@ from latentlm.evaluation.image_scores import LabelledImages
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.document_run import DocumentRun, first_seed
 from latentlm.experiments.image_protocols import through_tokens
-from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import remembered
 from latentlm.pictures import picture_grid, save_picture
+from latentlm.storage import waiting_lock
 
 _GRID_PICTURES = 40
 _DISTANCES = ("frechet", "frechet_second_space", "kernel")

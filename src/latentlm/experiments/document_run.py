@@ -18,11 +18,11 @@ from latentlm.evaluation.image_protocol import EvaluatedPart, ImageProtocol
 from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.image_protocols import MODEL_FOLDERS
-from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
 from latentlm.nn.flops import count_flops
+from latentlm.storage import waiting_lock
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import PictureReader
 from latentlm.training.objectives.documents import DocumentObjective, picture_reader, with_size

@@ -30,12 +30,12 @@ from latentlm.evaluation.image_protocol import (
 from latentlm.evaluation.image_scores import LabelledImages
 from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.evaluation.tokenizer_scores import score_tokenizer
-from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext, remembered
 from latentlm.generation.image_pipeline import ImagePipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
 from latentlm.nn.precision import Precision
 from latentlm.pictures import picture_grid, save_picture
+from latentlm.storage import waiting_lock
 from latentlm.tokenizers.image import ImageTokenizer
 
 _PICTURES_PER_CLASS = 6

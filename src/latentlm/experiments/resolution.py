@@ -20,8 +20,8 @@ from typing import Any
 
 from latentlm.config import changes_from_defaults, to_mapping
 from latentlm.experiments.expansion import Run
-from latentlm.experiments.locks import read_seconds
 from latentlm.experiments.results import definition_hash, differences, listed
+from latentlm.experiments.stopwatch import read_seconds
 from latentlm.storage import read_json
 from latentlm.training.trainer import MAY_CHANGE_ON_RESUME
 

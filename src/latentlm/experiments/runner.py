@@ -22,7 +22,6 @@ from latentlm import __version__
 from latentlm.experiments.definition import ExperimentDefinition
 from latentlm.experiments.expansion import Cell, Run, expand
 from latentlm.experiments.job_queue import Job, QueueOutcome, run_jobs
-from latentlm.experiments.locks import Stopwatch, read_seconds, waiting_lock
 from latentlm.experiments.machine import describe_code, describe_machine
 from latentlm.experiments.protocol import MeasureContext, Protocol, to_json
 from latentlm.experiments.resolution import NUM_HASH_LETTERS, ResolvedRun, Resolver, as_written
@@ -36,7 +35,8 @@ from latentlm.experiments.results import (
     record_path,
 )
 from latentlm.experiments.scratch import clock_of, open_scratch
-from latentlm.storage import read_json, write_file_atomically
+from latentlm.experiments.stopwatch import Stopwatch, read_seconds
+from latentlm.storage import read_json, waiting_lock, write_file_atomically
 
 State = Literal["done", "outdated", "partial", "missing"]
 

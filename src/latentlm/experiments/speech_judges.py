@@ -27,9 +27,9 @@ from latentlm.evaluation.speech.pocketsphinx_recogniser import PocketsphinxRecog
 from latentlm.evaluation.speech.recordings import Recordings
 from latentlm.evaluation.speech.remembered import RememberingRecogniser
 from latentlm.evaluation.speech.speakers import MfccStatistics, Resemblyzer
-from latentlm.experiments.locks import waiting_lock
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.experiments.speech_data import SpeechData, as_recordings
+from latentlm.storage import waiting_lock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from latentlm.data.documents.stored import LatentDocuments
 from latentlm.data.latent_sequences import Clip, CodeClip, LatentClip, LatentSequences, LatentSequenceWriter
 from latentlm.data.loader import TooManyBadRecords
 from latentlm.data.records import BadRecord
+from latentlm.storage import waiting_lock
 from latentlm.tokenizers.speech import SpeechCodec, SpeechTokenizer
 
 _ENCODING_VERSION = 1  # counted up when the same recordings would come out otherwise
@@ -205,23 +206,24 @@ def _cached(
 ) -> LatentSequences:
     of_tokenizer = tokenizer.fingerprint()
     folder = Path(cache) / f"{part}-{fingerprint[:12]}-{of_tokenizer[:12]}"
-    if not is_complete(folder):
-        writer = LatentSequenceWriter(
-            folder,
-            modality=tokenizer.modality,
-            tokenizer_fingerprint=of_tokenizer,
-            source_fingerprint=fingerprint,
-        )
-        encode_recordings(
-            config,
-            tokenizer,
-            part,
-            lambda clip, position: writer.append(clip, position=position),
-            start=writer.position,
-            progress=progress,
-            device=device,
-        )
-        writer.close()
+    with waiting_lock(folder.with_name(f"{folder.name}.lock")):  # of another run that encodes the same
+        if not is_complete(folder):
+            writer = LatentSequenceWriter(
+                folder,
+                modality=tokenizer.modality,
+                tokenizer_fingerprint=of_tokenizer,
+                source_fingerprint=fingerprint,
+            )
+            encode_recordings(
+                config,
+                tokenizer,
+                part,
+                lambda clip, position: writer.append(clip, position=position),
+                start=writer.position,
+                progress=progress,
+                device=device,
+            )
+            writer.close()
     return LatentSequences(folder, tokenizer_fingerprint=of_tokenizer, source_fingerprint=fingerprint)
 
 

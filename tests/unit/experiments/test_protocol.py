@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentlm.experiments import Stopwatch, remembered
-from latentlm.experiments.locks import read_seconds
+from latentlm.experiments.stopwatch import read_seconds
 
 
 def refuse() -> None:

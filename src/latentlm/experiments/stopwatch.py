@@ -1,23 +1,10 @@
-"""What several processes that work on one experiment share: locks that wait, and a clock that survives kills."""
+"""A clock of work that several processes do one after the other, which survives kills."""
 
-import fcntl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from latentlm.storage import read_json, write_file_atomically, write_json
-
-
-@contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for another process that holds it. The lock dies with its process, the file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        # A record lock: unlike flock it is not inherited by data workers, which may outlive a killed parent.
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 class Stopwatch:
