@@ -136,6 +136,17 @@ class SpeechData:
         known = np.array([speaker not in without for speaker in recordings.speakers]) if without else True
         return subset(recordings, is_for_judges(recordings, ratio) & known)
 
+    def for_selectors(self, ratio: float, *, without: Sequence[str]) -> AudioDataset:
+        """The rest of the training file, for those who choose settings: no judge and no trial knows it.
+
+        Args:
+            ratio: Share of the judges.
+            without: Speakers that are measured; the rest of theirs is for trials.
+        """
+        recordings = self._train_file()
+        known = np.array([speaker not in without for speaker in recordings.speakers])
+        return subset(recordings, ~is_for_judges(recordings, ratio) & known)
+
     def _train_file(self) -> AudioDataset:
         """All recordings of the training file, of speakers that the run left out too, as one part."""
         config = replace(self._config, exclude_speakers=[], only_speakers=[])

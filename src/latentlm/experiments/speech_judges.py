@@ -2,7 +2,8 @@
 
 Synthesized speech is judged by a CTC recogniser, by pocketsphinx and, if it is a string of digits, by a classifier of
 words that are told apart by their energy: pocketsphinx reads some voices too badly to decide anything. Settings are
-chosen by a second CTC recogniser, of another seed, which judges nothing. Tokenizers are judged by the classifier.
+chosen by a smaller CTC recogniser that learned from the other recordings and judges nothing. Tokenizers are judged by
+the classifier.
 
 Judges learn from a share of the training file, of speakers too that the measured run left out: a judge who has never
 heard a voice may read less of it than a judge must. No trial uses a recording from which judges learned.
@@ -71,6 +72,7 @@ class SpeechJudges:
         self, context: MeasureContext, data: SpeechData, config: SpeechJudgesConfig, *, measured: tuple[str, ...] = ()
     ) -> None:
         self._context, self._data, self._config = context, data, config
+        self._measured = measured
         self._unknown = () if config.know_speakers else measured
 
     @cached_property
@@ -92,7 +94,7 @@ class SpeechJudges:
 
     @cached_property
     def _ctc(self) -> tuple[CtcRecogniser, str]:
-        return self._load_ctc(self._config.ctc)
+        return self._load_ctc(self._config.ctc, self.training)
 
     @property
     def classifier(self) -> DigitClassifier:
@@ -115,8 +117,18 @@ class SpeechJudges:
 
     @cached_property
     def selector(self) -> Recogniser:
-        """Chooses settings, and judges nothing."""
-        return self._load_ctc(replace(self._config.ctc, seed=self._config.ctc.seed + 1))[0]
+        """Chooses settings, and judges nothing: it has learned from other recordings, and is smaller."""
+        if self._config.ratio == 1:
+            raise ValueError("judges.ratio is 1: nothing is left for those who choose settings to learn from")
+        recordings = as_recordings(self._data.for_selectors(self._config.ratio, without=self._measured))
+        config = self._config.ctc
+        smaller = replace(
+            config,
+            seed=config.seed + 1,
+            hidden_size=max(1, 3 * config.hidden_size // 4),
+            num_steps=max(1, config.num_steps // 2),
+        )
+        return self._load_ctc(smaller, recordings)[0]
 
     @cached_property
     def speaker_encoder(self) -> SpeakerEncoder | None:
@@ -155,10 +167,10 @@ class SpeechJudges:
             for name, recogniser in self.recognisers.items()
         }
 
-    def _load_ctc(self, config: CtcRecogniserConfig) -> tuple[CtcRecogniser, str]:
+    def _load_ctc(self, config: CtcRecogniserConfig, recordings: Recordings) -> tuple[CtcRecogniser, str]:
         with self._lock("ctc"):
             return load_ctc_recogniser(
-                self.training,
+                recordings,
                 cache_dir=self._cache,
                 config=config if self.spell_digits else replace(config, max_joined=1),
                 progress=self._context.progress,

@@ -100,6 +100,9 @@ def test_judges_learn_from_one_share_of_the_training_file_whatever_a_run_left_ou
         clip.numpy().tobytes() for clip in as_recordings(left_out).take(heard.nonzero()[0].tolist()).waveforms
     }
     assert set(without_low.for_judges(0.5, without=["low"]).speakers) == {"high"}
+    rest = without_low.for_selectors(0.5, without=["low"])
+    assert set(rest.speakers) == {"high"}
+    assert not hashes(rest) & hashes(share)
 
 
 def test_reference_trials_share_no_recording_with_their_prompts(corpus: AudioDataConfig) -> None:
