@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from latentlm.nn.causal_conv import initialise_weight
 from latentlm.nn.keyed_noise import keyed_normal
-from latentlm.tokenizers.speech.spectrum import SpectrumConfig, overlap_add, synthesis_window
+from latentlm.tokenizers.speech.spectrum import SpectrumConfig, synthesis_window, weighted_mean
 
 _NOISE_STREAM = 0x4015E
 _FIRST_LEVEL = -2.0
@@ -91,14 +91,9 @@ class HarmonicSynthesis(nn.Module):
         noise = self._noise(frame, num_frames)
         spectra = torch.fft.rfft(torch.stack([pulses, noise], dim=2), norm="ortho")  # (B, n, 2, F)
         shapes = F.softplus(features[..., 1:]).unflatten(-1, (2, -1)) ** (1 / self.config.power)
-        frames = torch.fft.irfft((spectra * shapes).sum(dim=2), n=self.config.fft_size, norm="ortho") * self.window
-        weights = self.window.expand(1, num_frames, -1)
-        sums = torch.stack(
-            torch.broadcast_tensors(overlap_add(frames, hop_length), overlap_add(weights, hop_length)), dim=1
-        )  # (B, 2, n · hop_length + overlap)
-        sums[..., : said.shape[-1]] += said
-        complete, rest = sums[..., : num_frames * hop_length], sums[..., num_frames * hop_length :].clone()
-        return (complete[:, 0] / complete[:, 1]).unsqueeze(-1), pitch, (rest, phase, frame + num_frames)
+        frames = torch.fft.irfft((spectra * shapes).sum(dim=2), n=self.config.fft_size, norm="ortho")
+        waveforms, rest = weighted_mean(frames, self.window, hop_length, said)
+        return waveforms, pitch, (rest, phase, frame + num_frames)
 
     def _pitch(self, logits: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
         """Hz, evenly over the octaves of the range."""

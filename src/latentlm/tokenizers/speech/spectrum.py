@@ -181,14 +181,9 @@ class SpectralSynthesis(nn.Module):
         compressed = self.projection(chunk).float().unflatten(-1, (-1, 2))  # (B, n, F, 2)
         turns, frame = _next_turns(self.turns, frame, num_frames)
         spectrum = torch.view_as_complex(_raise_magnitude(compressed, 1 / self.config.power)) * turns
-        frames = torch.fft.irfft(spectrum, n=self.config.fft_size, norm="ortho") * self.window  # (B, n, fft_size)
-        weights = self.window.expand(1, num_frames, -1)
-        sums = torch.stack(
-            torch.broadcast_tensors(overlap_add(frames, hop_length), overlap_add(weights, hop_length)), dim=1
-        )  # (B, 2, n · hop_length + overlap)
-        sums[..., : said.shape[-1]] += said
-        complete, rest = sums[..., : num_frames * hop_length], sums[..., num_frames * hop_length :].clone()
-        return (complete[:, 0] / complete[:, 1]).unsqueeze(-1), (rest, frame)
+        frames = torch.fft.irfft(spectrum, n=self.config.fft_size, norm="ortho")  # (B, n, fft_size)
+        waveforms, rest = weighted_mean(frames, self.window, hop_length, said)
+        return waveforms, (rest, frame)
 
 
 def synthesis_window(config: SpectrumConfig) -> Float[Tensor, "fft_size"]:
@@ -236,7 +231,31 @@ def _raise_magnitude(spectrum: Float[Tensor, "B T F 2"], power: float) -> Float[
     return spectrum * (squared + _TINY_POWER) ** ((power - 1) / 2)
 
 
-def overlap_add(frames: Float[Tensor, "B n fft_size"], hop_length: int) -> Float[Tensor, "B samples"]:
+def weighted_mean(
+    frames: Float[Tensor, "B n fft_size"],
+    window: Float[Tensor, "fft_size"],
+    hop_length: int,
+    said: Float[Tensor, "B 2 overlap"],
+) -> tuple[Float[Tensor, "B samples 1"], Float[Tensor, "B 2 overlap"]]:
+    """The samples that no later frame adds to, and what is said so far of those that follow.
+
+    Args:
+        frames: The next ones of every stream.
+        window: Their weights.
+        hop_length: Samples from one frame to the next.
+        said: By earlier frames: weighted sums, and sums of weights.
+    """
+    num_complete_samples = frames.shape[1] * hop_length
+    weights = window.expand(1, frames.shape[1], -1)
+    sums = torch.stack(
+        torch.broadcast_tensors(_overlap_add(frames * window, hop_length), _overlap_add(weights, hop_length)), dim=1
+    )  # (B, 2, samples + overlap)
+    sums[..., : said.shape[-1]] += said
+    complete, rest = sums[..., :num_complete_samples], sums[..., num_complete_samples:].clone()
+    return (complete[:, 0] / complete[:, 1]).unsqueeze(-1), rest
+
+
+def _overlap_add(frames: Float[Tensor, "B n fft_size"], hop_length: int) -> Float[Tensor, "B samples"]:
     """Sum of frames laid hop_length samples apart; (n - 1) · hop_length + fft_size samples."""
     num_frames, fft_size = frames.shape[1:]
     num_samples = (num_frames - 1) * hop_length + fft_size

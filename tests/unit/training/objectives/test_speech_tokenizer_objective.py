@@ -305,13 +305,18 @@ def test_groups_are_mixed_by_weight(data: AudioDataConfig) -> None:
     assert all(batch["audio"].shape == (4, 400) for batch in batches)
 
 
-def test_words_are_joined_and_cropped(data: AudioDataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def copy_with_texts(data: AudioDataConfig, folder: Path) -> WordStringConfig:
+    """The recordings as single words, and how they are joined."""
     for path in Path(data.path).rglob("*.wav"):
-        copy = tmp_path / path.relative_to(data.path)
+        copy = folder / path.relative_to(data.path)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
         copy.with_suffix(".txt").write_text("word")
-    words = WordStringConfig(num_utterances=7, min_words=2, max_words=3, min_gap_seconds=0.0, max_gap_seconds=0.01)
+    return WordStringConfig(num_utterances=7, min_words=2, max_words=3, min_gap_seconds=0.0, max_gap_seconds=0.01)
+
+
+def test_words_are_joined_and_cropped(data: AudioDataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = copy_with_texts(data, tmp_path)
     recipe = make_recipe(replace(data, path=str(tmp_path), crop_seconds=0.3), words=words)
     objective, loader, _ = build_speech_tokenizer(recipe)
     batch = next(loader(0))
@@ -326,12 +331,7 @@ def test_words_are_joined_and_cropped(data: AudioDataConfig, tmp_path: Path, cap
 
 
 def test_a_mixture_joins_the_words_of_the_groups_that_hold_words(data: AudioDataConfig, tmp_path: Path) -> None:
-    for path in Path(data.path).rglob("*.wav"):
-        copy = tmp_path / path.relative_to(data.path)
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-        copy.with_suffix(".txt").write_text("word")
-    words = WordStringConfig(num_utterances=7, min_words=2, max_words=3, min_gap_seconds=0.0, max_gap_seconds=0.01)
+    words = copy_with_texts(data, tmp_path)
     cropped = replace(data, crop_seconds=0.3, validation_ratio=0.0)
     mixture = AudioMixtureConfig(
         groups={"read": cropped, "words": replace(cropped, path=str(tmp_path))}, words={"words": words}
