@@ -285,7 +285,7 @@ def _print_flops(name: str, flops: float | int) -> None:
     print(f"  {name:52} {flops:18.3e}")
 
 
-def _print_training(recipe: Any, flops: float, unit: str = "images", per_example: float = 1) -> None:
+def _print_training(recipe: Any, flops: int | float, unit: str = "images", per_example: float = 1.0) -> None:
     trainer = recipe.trainer
     amount = trainer.batch_size * trainer.num_accumulation_steps * per_example
     print(f"\ntraining of {trainer.num_steps:,} steps with {amount:,g} {unit} each")

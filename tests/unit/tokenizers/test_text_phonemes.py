@@ -109,4 +109,12 @@ def test_no_text_gives_a_special_id_or_two_lines(text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.eos_id not in ids
     assert "\n" not in tokenizer.decode(ids)
-    assert tokenizer.encode(text) == ids
+
+
+@needs_espeak
+@settings(deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30))
+def test_a_text_in_latin_letters_is_always_read_alike(text: str) -> None:
+    pytest.importorskip("phonemizer")
+    tokenizer = PhonemeTokenizer()
+    assert tokenizer.encode(text) == tokenizer.encode(text)

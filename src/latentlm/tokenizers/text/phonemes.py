@@ -1,7 +1,8 @@
 """Text as the sounds it is made of: espeak-ng's phonemes by the library phonemizer, spelt in IPA, as UTF-8 bytes.
 
 For models that only read text and speak. What was written cannot be told from how it sounds, so that `decode` gives
-phonemes: a model that writes text needs another tokenizer.
+phonemes: a model that writes text needs another tokenizer. Letters of other scripts are spelt by their names, which
+espeak-ng does not always say alike.
 """
 
 import hashlib
