@@ -27,6 +27,9 @@ class RememberingRecogniser:
         recogniser: Reads each clip by itself, whatever stands around it.
         path: The file; made if there is none.
         fingerprint: Of everything that the texts hang on beside the clips: weights, versions, a grammar.
+
+    Raises:
+        ValueError: If the file is damaged, or another process never lets go of it.
     """
 
     def __init__(self, recogniser: Recogniser, path: Path, *, fingerprint: str) -> None:
@@ -66,5 +69,8 @@ class RememberingRecogniser:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection that commits at its end, or changes nothing."""
-        with closing(sqlite3.connect(self._path, timeout=_SECONDS_TO_WAIT)) as file, file:
-            yield file
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_SECONDS_TO_WAIT)) as file, file:
+                yield file
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self._path} cannot be used ({error}); it is a cache, and may be deleted") from error

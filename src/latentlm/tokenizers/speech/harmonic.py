@@ -6,8 +6,7 @@
 
 A convolution of constant inputs gives constant outputs, and so cannot go on with a tone: phases would have to pass
 through the latents, at many times their rate. Here the phase is a running sum of the pitch, kept in the stream's state,
-as in neural source-filter models (Wang et al. 2019) and DDSP (Engel et al. 2020). Voiced speech then has its pitch
-after minutes of training, without a discriminator.
+as in neural source-filter models (Wang et al. 2019) and DDSP (Engel et al. 2020).
 
 No gradient flows through phases: the pitch is learned from that of the recordings (`training/losses/pitch.py`).
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from latentlm.evaluation.speech.interfaces import Clips, Recogniser
@@ -52,3 +53,9 @@ def test_many_clips_are_found_again(tmp_path: Path) -> None:
     clips = [clip(float(number)) for number in range(1201)]
     assert judge.transcribe(clips, 8000) == judge.transcribe(clips, 8000)
     assert inner.num_read == 1201
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "texts.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 100)
+    with pytest.raises(ValueError, match="is a cache, and may be deleted"):
+        RememberingRecogniser(Counting(), tmp_path / "texts.sqlite", fingerprint="a")
