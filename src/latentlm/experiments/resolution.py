@@ -7,7 +7,7 @@
     OUT/runs/<run>-<hash>.lock           held by the process that trains it
 
 The hash is of what the resolved recipe changes from its defaults, and of the same of all used runs, so that
-experiments share equal runs, and a run whose recipe changed is another run. A field that a later version adds leaves
+experiments share equal runs, whatever each calls them, and a run whose recipe changed is another run. A field that a later version adds leaves
 the hash as it was. A default that a later version changes does so too, but must not pass: hence the content, defaults
 included, is stored with a trained run and compared in every field that both versions have.
 """
@@ -109,9 +109,14 @@ class Resolver:
                 "used_recipes": {target: dict(model.content) for target, model in used.items()},
             }
             definition = {"recipe": changes, "uses": {target: dict(model.definition) for target, model in used.items()}}
-            folder = self._parent / f"{run.key}-{definition_hash(definition)[:NUM_HASH_LETTERS]}"
-            self._resolved[run.key] = ResolvedRun(recipe, content, definition, folder)
+            self._resolved[run.key] = ResolvedRun(recipe, content, definition, self._folder(run.key, definition))
         return self._resolved[run.key]
+
+    def _folder(self, name: str, definition: Mapping[str, Any]) -> Path:
+        """The folder in which an equal run was begun, under whichever name; else one of this name."""
+        letters = definition_hash(definition)[:NUM_HASH_LETTERS]
+        begun = sorted(path for path in self._parent.glob(f"*-{letters}") if path.is_dir())
+        return begun[0] if begun else self._parent / f"{name}-{letters}"
 
 
 def as_written(run: Run, runs: Mapping[str, Run]) -> dict[str, Any]:

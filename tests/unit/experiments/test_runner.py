@@ -329,6 +329,21 @@ def test_another_experiment_shares_equal_runs(tmp_path: Path) -> None:
     ]
 
 
+def test_another_name_does_not_train_an_equal_run_again(tmp_path: Path) -> None:
+    do_all(toy.toy_experiment(tmp_path))
+    journal = read_journal(tmp_path)
+    runs = dict(toy_definition().runs)
+    runs["broad"] = runs.pop("wide")
+    scores = replace(toy_definition().measurements["scores"], of="broad")
+    renamed = toy.toy_experiment(tmp_path, name="renamed", runs=runs, measurements={"scores": scores})
+    assert [job.name for job in renamed.jobs(renamed.select([]))] == ["scores.broad-seed=0", "scores.broad-seed=1"]
+    assert renamed.do("scores.broad-seed=1") == 0
+    assert read_journal(tmp_path)[len(journal) :] == [
+        "first half of scores.broad-seed=1",
+        "second half of scores.broad-seed=1",
+    ]
+
+
 def test_a_training_is_continued_after_it_was_stopped(tmp_path: Path) -> None:
     experiment = toy.toy_experiment(tmp_path)
     stopping = replace(experiment.tools, train=lambda recipe, run_dir: signal.SIGTERM)
