@@ -1,8 +1,9 @@
 """Random changes of recordings in training. Each is a function of a key, so that a resumed run makes the same ones.
 
-Shapes: B batch, S samples, F frequencies.
+Shapes: B batch, S samples, F frequencies, P control points of an equaliser.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,11 @@ from latentlm.nn.keyed_noise import keyed_normal, keyed_uniform
 
 _STREAM = 0xA063
 _NOISE_STREAM = 0xA064
+_EQUALIZER_STREAM = 0xA065
 _TRANSITION_RATIO = 0.1
 """Width of a filter's edge against its cutoff."""
+_NUM_EQUALIZER_POINTS = 8
+"""Of a random frequency response, from 0 Hz to half the sample rate: about an octave apart, where speech is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,11 @@ class AugmentationConfig:
     """Share of examples that lose their high frequencies, as over a telephone."""
     min_cutoff_hz: float = 3000.0
     """The lowest cutoff; the highest is half the sample rate."""
+    equalizer_ratio: float = 0.0
+    """Share of examples with another frequency response, as of another microphone or room. Where recordings come from
+    few of them, a tokenizer learns their colour by heart, and gives it to every voice."""
+    max_equalizer_db: float = 10.0
+    """How far that response goes from flat, either way."""
     voice_shift_ratio: float = 0.0
     """Share of examples that become another voice (`voice_shift.py`)."""
     max_pitch_semitones: float = 4.0
@@ -42,11 +51,12 @@ class AugmentationConfig:
     """How far their formants move, either way, independently."""
 
     def __post_init__(self) -> None:
-        for name in ("noise_ratio", "band_limit_ratio", "voice_shift_ratio"):
+        for name in ("noise_ratio", "band_limit_ratio", "equalizer_ratio", "voice_shift_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
-        if self.gain_db < 0:
-            raise ValueError(f"gain_db is {self.gain_db}, must not be negative")
+        for name in ("gain_db", "max_equalizer_db"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
         if self.min_snr_db > self.max_snr_db:
             raise ValueError(f"min_snr_db={self.min_snr_db} is above max_snr_db={self.max_snr_db}")
         if self.min_cutoff_hz <= 0:
@@ -58,7 +68,7 @@ class AugmentationConfig:
     @property
     def changes_anything(self) -> bool:
         """Whether there is anything to do at all."""
-        ratios = (self.noise_ratio, self.band_limit_ratio, self.voice_shift_ratio)
+        ratios = (self.noise_ratio, self.band_limit_ratio, self.equalizer_ratio, self.voice_shift_ratio)
         return self.gain_db > 0 or self.flip_polarity or any(ratio > 0 for ratio in ratios)
 
 
@@ -87,6 +97,12 @@ def augment_waveforms(
     draws = keyed_uniform(0, keys, (9,), stream=_STREAM)  # (B, 9)
     if config.voice_shift_ratio > 0:
         waveforms = _shift_voices(waveforms, num_samples, draws[:, 0:3], config, sample_rate)
+    if config.equalizer_ratio > 0:
+        response = keyed_uniform(0, keys, (1 + _NUM_EQUALIZER_POINTS,), stream=_EQUALIZER_STREAM)
+        gains_db = config.max_equalizer_db * (2 * response[:, 1:] - 1)  # (B, P)
+        waveforms = torch.where(
+            response[:, :1] < config.equalizer_ratio, equalize(waveforms, gains_db, sample_rate), waveforms
+        )
     if config.band_limit_ratio > 0:
         limited = low_pass(waveforms, config.min_cutoff_hz, draws[:, 4], sample_rate)
         waveforms = torch.where(draws[:, 3:4] < config.band_limit_ratio, limited, waveforms)
@@ -102,6 +118,31 @@ def augment_waveforms(
     if config.flip_polarity:
         waveforms = torch.where(draws[:, 8:9] < 0.5, -waveforms, waveforms)
     return waveforms / waveforms.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
+
+
+def equalize(
+    waveforms: Float[Tensor, "B S"], gains_db: Float[Tensor, "B P"], sample_rate: int
+) -> Float[Tensor, "B S"]:
+    """Give each recording another frequency response, in the frequency domain, and the level that it had.
+
+    Args:
+        waveforms: Any length.
+        gains_db: At points equally far apart on the mel scale, from 0 Hz to half the sample rate; between them decibels
+            change linearly over mels.
+        sample_rate: Hz.
+    """
+    length = waveforms.shape[1]
+    if length == 0:
+        return waveforms
+    num_points = gains_db.shape[1]
+    mels = torch.log1p(torch.fft.rfftfreq(length, 1 / sample_rate) / 700)  # (F,), O'Shaughnessy's scale
+    positions = mels / math.log1p(sample_rate / 2 / 700) * (num_points - 1)
+    below = positions.long().clamp(max=num_points - 2)
+    weights = positions - below
+    response_db = gains_db[:, below] * (1 - weights) + gains_db[:, below + 1] * weights  # (B, F)
+    equalized = torch.fft.irfft(torch.fft.rfft(waveforms) * 10 ** (response_db / 20), n=length)
+    levels, changed = (signal.square().sum(dim=1, keepdim=True).sqrt() for signal in (waveforms, equalized))
+    return equalized * torch.where(changed > 0, levels / changed, 1.0)
 
 
 def low_pass(

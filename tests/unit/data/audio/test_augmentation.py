@@ -1,5 +1,6 @@
 """Augmentation: keyed, inside the sound only; another voice has the pitch and the resonances that were asked for."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import torch
 
 from latentlm.data.audio import AugmentationConfig, augment_waveforms, shift_voice
-from latentlm.data.audio.augmentation import low_pass
+from latentlm.data.audio.augmentation import equalize, low_pass
 from latentlm.data.audio.voice_shift import stretch, warp_envelope
 
 RATE = 16000
-ALL = AugmentationConfig(gain_db=6.0, flip_polarity=True, noise_ratio=0.5, band_limit_ratio=0.5, voice_shift_ratio=0.3)
+ALL = AugmentationConfig(
+    gain_db=6.0, flip_polarity=True, noise_ratio=0.5, band_limit_ratio=0.5, equalizer_ratio=0.5, voice_shift_ratio=0.3
+)
 VOWEL = (700.0, 1800.0, 2900.0)
 """Hz, the resonances of something like an a."""
 
@@ -178,10 +181,26 @@ def test_a_low_pass_takes_what_is_above_and_leaves_what_is_below():
     torch.testing.assert_close(filtered, low.float(), atol=1e-5, rtol=0)  # whole periods: nothing leaks
 
 
+def test_an_equaliser_lifts_each_frequency_by_its_decibels_and_keeps_the_level():
+    times = torch.arange(RATE).double() / RATE
+    # Points equally far apart in mel, log1p(f / 700): the second of three lies between 0 and 8000 Hz so.
+    middle = round(700 * math.expm1(math.log1p(8000 / 700) / 2))
+    low, high = (torch.sin(2 * torch.pi * f * times).float() for f in (1, middle))
+    before, gains = (low + high)[None], torch.tensor([[0.0, -12.0, 5.0]])
+    after = equalize(before, gains, RATE)
+    amplitudes = torch.fft.rfft(after[0]).abs()
+    # 1 Hz is a hair above the first point, and the middle rounded to a Hz.
+    assert 20 * float((amplitudes[middle] / amplitudes[1]).log10()) == pytest.approx(-12.0, abs=0.02)
+    assert float(after.norm() / before.norm()) == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(equalize(before, torch.full((1, 8), 7.0), RATE), before, atol=1e-5, rtol=0)
+    silence = torch.zeros(2, 100)
+    assert torch.equal(equalize(silence, torch.ones(2, 8), RATE), silence)
+
+
 def test_about_the_share_that_was_asked_for_is_changed():
     waveforms = vowel(150.0)[:800].repeat(400, 1)
     lengths = torch.full((400,), 800)
-    for field in ("noise_ratio", "band_limit_ratio"):
+    for field in ("noise_ratio", "band_limit_ratio", "equalizer_ratio"):
         config = AugmentationConfig(**{field: 0.3})
         changed = augment_waveforms(waveforms, lengths, torch.arange(400), config, sample_rate=RATE) != waveforms
         # Three standard deviations of 400 draws.
@@ -193,6 +212,8 @@ def test_about_the_share_that_was_asked_for_is_changed():
     [
         ("noise_ratio", 1.5),
         ("gain_db", -1.0),
+        ("max_equalizer_db", -1.0),
+        ("equalizer_ratio", -0.1),
         ("min_snr_db", 50.0),
         ("min_cutoff_hz", 0.0),
         ("max_pitch_semitones", 13.0),
