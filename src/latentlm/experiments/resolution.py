@@ -7,9 +7,9 @@
     OUT/runs/<run>-<hash>.lock           held by the process that trains it
 
 The hash is of what the resolved recipe changes from its defaults, and of the same of all used runs, so that
-experiments share equal runs, whatever each calls them, and a run whose recipe changed is another run. A field that a later version adds leaves
-the hash as it was. A default that a later version changes does so too, but must not pass: hence the content, defaults
-included, is stored with a trained run and compared in every field that both versions have.
+experiments share equal runs, whatever each calls them, and a run whose recipe changed is another run. A field that a
+later version adds leaves the hash as it was. A default that a later version changes does so too, but must not pass:
+hence the content, defaults included, is stored with a trained run and compared in every field that both versions have.
 """
 
 import json

@@ -20,7 +20,14 @@ import torch
 import yaml
 
 from latentlm.config import from_mapping, with_changes
-from latentlm.data.audio import AudioDataConfig, AudioDataset, AudioExamples, WordStringConfig, open_audio
+from latentlm.data.audio import (
+    AudioDataConfig,
+    AudioDataset,
+    AudioExamples,
+    AudioMixtureConfig,
+    WordStringConfig,
+    open_audio,
+)
 from latentlm.data.audio.augmentation import AugmentationConfig
 from latentlm.data.records import BadRecord, DataError
 from latentlm.evaluation.speech.recordings import Recordings
@@ -41,6 +48,7 @@ class SpeechData:
         recordings: As a run was trained on them.
         words: How single words are joined into utterances; None where recordings are utterances.
         others: Whatever else the run, or its tokenizer, was trained on; it is not measured on these.
+        was_heard: False if the run was trained on `others` alone.
     """
 
     def __init__(
@@ -49,11 +57,13 @@ class SpeechData:
         words: WordStringConfig | None = None,
         *,
         others: Sequence[AudioDataConfig] = (),
+        was_heard: bool = True,
     ) -> None:
         whole = replace(recordings, crop_seconds=None, augmentation=AugmentationConfig())
         if words is not None and whole.level_db is None:
             whole = replace(whole, level_db=words.level_db)
-        self._config, self._others = whole, tuple(others)
+        self._config = whole
+        self._trained_on = (*((whole,) if was_heard else ()), *others)
         self.words = words
         self.sample_rate = whole.sample_rate
 
@@ -64,23 +74,26 @@ class SpeechData:
         Args:
             recipe: Of a speech tokenizer or of a model that speaks; None where nothing was trained.
             changes: Fields of the recordings' config by dotted name, written over the recipe's, such as
-                {sample_rate: 16000}; without a recipe they are all that is known.
+                {sample_rate: 16000}; with a `path`, and where there is no recipe, they are all that is known of
+                recordings that the run was not trained on.
             words: Instead of the recipe's; None takes that.
 
         Raises:
             ValueError: If neither names recordings, or the recipe names several groups of them.
         """
-        if recipe is None:
-            return SpeechData(from_mapping(AudioDataConfig, changes, where="data"), words)
-        (recordings, own_words), *others = _settings_of(recipe)
-        changed, *also = [
-            with_changes(one, changes, where="the recordings' config")
-            for one in (recordings, *(config for config, _ in others), *_heard_by_tokenizer(recipe))
-        ]
+        own = [] if recipe is None else _settings_of(recipe)
+        heard = [config for config, _ in own] + ([] if recipe is None else _heard_by_tokenizer(recipe))
+        if not own or "path" in changes:
+            foreign = from_mapping(AudioDataConfig, changes, where="data")
+            return SpeechData(foreign, words, others=heard, was_heard=False)
+        if getattr(recipe, "mixture", None) is not None:
+            raise ValueError("this tokenizer was trained on a mixture: say on which recordings to measure, data.path")
+        changed, *also = [with_changes(one, changes, where="the recordings' config") for one in heard]
+        _, own_words = own[0]
         return SpeechData(changed, words or own_words, others=[config for config in also if config != changed])
 
     def training(self) -> AudioDataset:
-        """What the run was trained on."""
+        """What the run was trained on, or would be."""
         return open_audio(self._config, part="train")
 
     def validation(self) -> AudioDataset:
@@ -95,7 +108,7 @@ class SpeechData:
     def heard_speakers(self) -> frozenset[str]:
         """Whom the run or its tokenizer was trained on; nobody of recordings that do not tell who speaks."""
         heard: set[str] = set()
-        for config in (self._config, *self._others):
+        for config in self._trained_on:
             recordings = open_audio(replace(config, crop_seconds=None), part="train")
             try:
                 heard.update(recordings.speakers)
@@ -200,19 +213,16 @@ def joined(parts: Sequence[Recordings]) -> Recordings:
 
 
 def _settings_of(recipe: Any) -> list[tuple[AudioDataConfig, WordStringConfig | None]]:
-    """Recordings and words of a tokenizer's recipe, or of a model's sources, the first that it speaks from first."""
+    """Recordings and words of a tokenizer's groups, or of a model's sources, the first that it speaks from first."""
     sources = [source.speech for source in getattr(recipe, "sources", {}).values() if source.speech is not None]
     spoken = [one for one in sources if any(_speaks(template) for template in one.templates)]
     if sources:
         chosen = (spoken or sources)[0]
         others = [(one.recordings, one.words) for one in sources if one is not chosen]
         return [(chosen.recordings, chosen.words), *others]
-    data = getattr(recipe, "data", None)
-    if not isinstance(data, AudioDataConfig):
-        raise ValueError(
-            f"this recipe of kind {recipe.kind!r} names no recordings to measure on, or several groups of them"
-        )
-    return [(data, getattr(recipe, "words", None))]
+    if not isinstance(getattr(recipe, "groups", None), AudioMixtureConfig):
+        raise ValueError(f"this recipe of kind {recipe.kind!r} names no recordings to measure on")
+    return [(config, recipe.groups.words.get(name)) for name, config in recipe.groups.groups.items()]
 
 
 def _heard_by_tokenizer(recipe: Any) -> list[AudioDataConfig]:

@@ -11,7 +11,7 @@ import yaml
 from spoken_tones import LETTERS, WORDS, write_spoken_tones
 
 from latentlm.config import to_mapping
-from latentlm.data.audio import AudioDataConfig
+from latentlm.data.audio import AudioDataConfig, AudioMixtureConfig
 from latentlm.experiments.speech_data import SpeechData, as_recordings, is_for_judges, joined
 from latentlm.experiments.speech_trials import TrialShape, make_trials, real_speech
 from latentlm.training.objectives.documents import DocumentSourceConfig
@@ -43,7 +43,7 @@ def test_a_model_is_measured_on_the_recordings_that_it_reads_aloud(corpus: Audio
     assert (data.sample_rate, data.words) == (corpus.sample_rate, WORDS)
     assert data.test().config.max_seconds == 5.0
     with pytest.raises(ValueError, match="kind 'dit' names no recordings"):
-        SpeechData.of(SimpleNamespace(kind="dit", data=None), {}, None)
+        SpeechData.of(SimpleNamespace(kind="dit"), {}, None)
 
 
 def test_a_speaker_that_training_left_out_is_measured_on_the_training_file(corpus: AudioDataConfig) -> None:
@@ -85,6 +85,24 @@ def test_a_speaker_is_heard_by_the_tokenizer_of_a_model_too(corpus: AudioDataCon
         assert data.heard_speakers == {"high", "low"}
         with pytest.raises(ValueError, match="or its tokenizer, was trained on recordings of 'low'"):
             data.of_speaker("low")
+
+
+def test_a_run_has_heard_nobody_of_another_corpus(corpus: AudioDataConfig, tmp_path: Path) -> None:
+    foreign = {name: value for name, value in to_mapping(corpus).items() if name in ("path", "test_path", "columns")}
+    foreign = {**foreign, "sample_rate": corpus.sample_rate}
+    assert SpeechData.of(None, foreign, WORDS).heard_speakers == frozenset()
+    trained = replace(write_spoken_tones(tmp_path), exclude_speakers=["low"])
+    recipe = SimpleNamespace(kind="speech_tokenizer", groups=AudioMixtureConfig(groups={"data": trained}))
+    data = SpeechData.of(recipe, foreign, WORDS)
+    assert data.heard_speakers == {"high"}, "of its own recordings"
+    assert (data.test().config.path, data.words) == (corpus.path, WORDS)
+    assert SpeechData.of(recipe, {"max_seconds": 5.0}, None).test().config.path == trained.path
+    pairs = (("one", trained), ("two", corpus))
+    recipe.mixture = AudioMixtureConfig(groups={name: replace(one, crop_seconds=0.1) for name, one in pairs})
+    recipe.groups = recipe.mixture
+    assert SpeechData.of(recipe, foreign, WORDS).heard_speakers == {"high", "low"}
+    with pytest.raises(ValueError, match="say on which recordings to measure"):
+        SpeechData.of(recipe, {}, None)
 
 
 def test_judges_learn_from_one_share_of_the_training_file_whatever_a_run_left_out(corpus: AudioDataConfig) -> None:

@@ -14,7 +14,7 @@ from tiny_speech import tiny_speech_codec, tiny_speech_tokenizer
 from torch import Tensor, nn
 from toy_speech import RATE
 
-from latentlm.data.audio import AudioDataConfig
+from latentlm.data.audio import AudioDataConfig, AudioMixtureConfig
 from latentlm.experiments.protocol import MeasureContext
 from latentlm.experiments.results import look_up
 from latentlm.experiments.speech_codecs import FrameCodec, codec_for_models, codecs_of
@@ -67,12 +67,13 @@ def make_context(tmp_path_factory: pytest.TempPathFactory, corpus: AudioDataConf
 
     def make(name: str, tokenizer: Any, **options: Any) -> MeasureContext:
         data = replace(corpus, crop_seconds=0.5)
+        groups = AudioMixtureConfig(groups={"data": data}, words={"data": WORDS})
         losses = SimpleNamespace(beta=0.25)
         return MeasureContext(
             cell=name,
             axes={},
             run_dir=None if tokenizer is None else folder / "run",
-            recipe=None if tokenizer is None else SimpleNamespace(kind="some", data=data, words=WORDS, losses=losses),
+            recipe=None if tokenizer is None else SimpleNamespace(kind="some", groups=groups, losses=losses),
             options={**OPTIONS, **options},
             scratch_dir=folder / "scratch" / name,
             cache_dir=folder / "cache",

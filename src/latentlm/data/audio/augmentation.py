@@ -120,9 +120,7 @@ def augment_waveforms(
     return waveforms / waveforms.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
 
 
-def equalize(
-    waveforms: Float[Tensor, "B S"], gains_db: Float[Tensor, "B P"], sample_rate: int
-) -> Float[Tensor, "B S"]:
+def equalize(waveforms: Float[Tensor, "B S"], gains_db: Float[Tensor, "B P"], sample_rate: int) -> Float[Tensor, "B S"]:
     """Give each recording another frequency response, in the frequency domain, and the level that it had.
 
     Args:
