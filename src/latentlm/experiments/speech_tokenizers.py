@@ -1,7 +1,7 @@
 """How tokenizers of speech are measured (paper Table 5, and the left half of Table 6): rates, likeness, words.
 
     test recordings ─joined where they are single words▶ utterances, of speakers met in training and of others
-      ─tokenizer▶ copies ─▶ mel distance, SI-SDR, PESQ, STOI, DNSMOS; does each word still say what it said?
+      ─tokenizer▶ copies ─▶ mel distance, SI-SDR, PESQ, STOI, DNSMOS, the voice; does each word still say what it said?
 
 Sigma-VAEs are measured by the mean of their latents and by a sample, which is what models see; codecs with as many
 codes as the options say. A codec that others trained is measured in a cell without a run, from its weights.
@@ -30,6 +30,7 @@ from latentlm.evaluation.speech.dnsmos import Dnsmos
 from latentlm.evaluation.speech.interfaces import PairScorer
 from latentlm.evaluation.speech.intervals import bootstrap_ratio
 from latentlm.evaluation.speech.reconstruction import pair_scorers, score_reconstructions
+from latentlm.evaluation.speech.speakers import VoiceLikeness
 from latentlm.experiments.protocol import MeasureContext, remembered
 from latentlm.experiments.speech_codecs import codecs_of, device_of, reconstruct
 from latentlm.experiments.speech_data import SpeechData, as_recordings, readable, subset
@@ -50,6 +51,7 @@ MEASURES = {
     "ESTOI ↑": "estoi",
     "DNSMOS, not UTMOS ↑": "dnsmos",
     "DNSMOS P.808, not UTMOS ↑": "dnsmos_p808",
+    "voice ↑": "voice",
 }
 """Titles of measures, and their names in results, which tables reach by dotted paths."""
 
@@ -185,8 +187,10 @@ class _Measured:
         self.tokenizer: Any = None if context.run_dir is None else context.load(context.run_dir / "model")
         self._device = torch.device("cpu") if self.tokenizer is None else device_of(self.tokenizer)
         self.report = None if self.tokenizer is None else self._report(self.tokenizer)
-        self._judges = None if data.words is None else SpeechJudges(context, data, options.judges)
+        self._judges = SpeechJudges(context, data, options.judges)
         self._speech_scorers = [Dnsmos()] if options.dnsmos else []
+        encoder = self._judges.speaker_encoder
+        self._pair_scorers = [*pair_scorers(self._bandwidth()), *([] if encoder is None else [VoiceLikeness(encoder)])]
         self.seconds = self.sound = 0.0
 
     def codecs(self) -> dict[str, Codec]:
@@ -203,7 +207,7 @@ class _Measured:
         clips = self._groups[group].clips
         self.seconds += float(copies["seconds"])
         self.sound += sum(map(len, clips)) / self._data.sample_rate
-        return self._score([copies[str(place)] for place in range(len(clips))], group, None)
+        return self._score([copies[str(place)] for place in range(len(clips))], group, self._pair_scorers)
 
     def real(self, group: str) -> dict[str, Any]:
         """The recordings themselves, by what needs no comparison."""
@@ -211,7 +215,7 @@ class _Measured:
 
     def judge(self) -> dict[str, Any] | None:
         """The classifier's accuracy on single recorded words, by group."""
-        if self._judges is None:
+        if self._data.words is None:
             return None
         groups = recordings_by_group(self._data)
         return {group: self._judges.report_classifier(as_recordings(words)) for group, words in groups.items()}
@@ -230,16 +234,14 @@ class _Measured:
         }
         return {**clips, "seconds": torch.tensor(time.perf_counter() - start)}
 
-    def _score(
-        self, copies: Sequence[Float[Tensor, "_"]], group: str, scorers: Sequence[PairScorer] | None
-    ) -> dict[str, Any]:
-        utterances, limit = self._groups[group], self._bandwidth()
+    def _score(self, copies: Sequence[Float[Tensor, "_"]], group: str, scorers: Sequence[PairScorer]) -> dict[str, Any]:
+        utterances = self._groups[group]
         scores = score_reconstructions(
             utterances.clips,
             copies,
             self._data.sample_rate,
-            max_frequency=limit,
-            scorers=pair_scorers(limit) if scorers is None else scorers,
+            max_frequency=self._bandwidth(),
+            scorers=scorers,
             speech_scorers=self._speech_scorers,
             progress=self._context.progress,
         )
@@ -249,7 +251,7 @@ class _Measured:
 
     def _words(self, copies: Sequence[Float[Tensor, "_"]], utterances: Utterances) -> dict[str, Any] | None:
         """Words that the judge reads right, each cut out where it was put."""
-        if self._judges is None:
+        if self._data.words is None:
             return None
         cut = [copy[a:b] for copy, words in zip(copies, utterances.words, strict=True) for a, b, _ in words]
         said = [word for words in utterances.words for _, _, word in words]

@@ -100,6 +100,7 @@ def test_what_loses_nothing_is_perfect_by_every_measure_and_reads_as_the_recordi
         # Tones are no speech to STOI, but equal to themselves; its third-octave correlations round.
         assert row["stoi"]["mean"] == pytest.approx(1.0, abs=1e-3)
         assert row["pesq_nb"]["num_scored"] + sum(row["pesq_nb"]["failures"].values()) == 3
+        assert row["voice"]["num_scored"] + sum(row["voice"]["failures"].values()) == 3
         assert row["words"] == result["real"][group]["words"]
         # A judge of three tones that learned anything errs in none or one of a few words.
         assert row["words"]["estimate"] > 0.8

@@ -12,7 +12,7 @@ Shapes: S samples, D features.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,6 +66,29 @@ class Resemblyzer:
         samples = resample(waveform, sample_rate, _RESEMBLYZER_RATE).numpy()
         voiced = self._resemblyzer.preprocess_wav(samples)
         return F.normalize(torch.from_numpy(self._encoder.embed_utterance(voiced if len(voiced) else samples)), dim=0)
+
+
+class VoiceLikeness:
+    """How alike a codec's copy of a clip and the clip are to a speaker encoder; of clips of 3 s and more.
+
+    Args:
+        encoder: See `SpeakerEncoder`.
+    """
+
+    names: tuple[str, ...] = ("voice ↑",)
+
+    def __init__(self, encoder: SpeakerEncoder) -> None:
+        self._encoder = encoder
+
+    def score(self, reference: Float[Tensor, " S"], copy: Float[Tensor, " S"], sample_rate: int) -> Mapping[str, float]:
+        """Cosine of the angle between the two; 1 for the clip itself."""
+        if len(reference) < MIN_SECONDS * sample_rate:
+            raise Unscorable(f"shorter than {MIN_SECONDS:g} s")
+        try:
+            ours, theirs = (self._encoder.embed(clip, sample_rate) for clip in (reference, copy))
+        except Unscorable as error:
+            raise Unscorable("the clip or its copy holds no voice") from error
+        return {self.names[0]: float(ours @ theirs)}
 
 
 class MfccStatistics:

@@ -11,6 +11,7 @@ from latentlm.evaluation.speech.recordings import Recordings
 from latentlm.evaluation.speech.speakers import (
     MfccStatistics,
     SpeakerJudge,
+    VoiceLikeness,
     equal_error_rate,
     group_clips,
 )
@@ -81,6 +82,19 @@ def test_statistics_of_cepstra_tell_a_low_voice_from_a_high_one():
     assert encoder.embed(clip, RATE).norm() == pytest.approx(1.0, abs=1e-5)
     # Level is no voice: the frames are normalised.
     torch.testing.assert_close(encoder.embed(0.1 * clip, RATE), encoder.embed(clip, RATE), atol=1e-4, rtol=0)
+
+
+def test_a_copy_is_as_like_its_clip_as_their_voices_are():
+    generator = torch.Generator().manual_seed(0)
+    low, again, high = (voice(name, 3.5, generator=generator) for name in ("low", "low", "high"))
+    likeness = VoiceLikeness(MfccStatistics())
+    same, other, other_voice = (likeness.score(low, copy, RATE)["voice ↑"] for copy in (low, again, high))
+    assert same == pytest.approx(1.0, abs=1e-5)
+    assert same > other > other_voice
+    with pytest.raises(Unscorable, match="shorter than 3 s"):
+        likeness.score(low[: 2 * RATE], low[: 2 * RATE], RATE)
+    with pytest.raises(Unscorable, match="holds no voice"):
+        likeness.score(low, torch.zeros_like(low), RATE)
 
 
 def test_generated_speech_is_compared_with_its_own_prompts():
