@@ -40,7 +40,7 @@ from latentlm.tokenizers.residual_code_report import ResidualCodeReport, report_
 from latentlm.tokenizers.speech import SpeechCodec
 
 SEEN, UNSEEN, ALL = "seen", "unseen", "all"
-"""Groups of speakers: of the training recordings; others; and everybody, where the data do not say who speaks."""
+"""Groups of speakers: of the training recordings; others; and everybody together."""
 
 MEASURES = {
     "mel distance ↓": "mel_distance",
@@ -66,6 +66,9 @@ class SpeechTokenizerOptions:
     """Fields of the recordings' config, written over the recipe's; for a cell without a run all that is known."""
     words: WordStringConfig | None = None
     """How single words are joined, instead of the recipe's way."""
+    by_speaker: bool = True
+    """Score speakers that were heard in training apart from others; if not, or where the data do not say who speaks,
+    all test recordings are one group."""
     num_quantizers: int | None = None
     """Codes per frame of a codec; None is all."""
     max_frequency: float | None = None
@@ -104,19 +107,20 @@ def speech_tokenizer(context: MeasureContext) -> dict[str, Any]:
 
     Returns:
         `rate`: `CodecRate`, with the codes that were asked for; `rows`: `mean` and `sample`, or `codes`, or `frames`,
-        and of each by group of speakers (`seen`, `unseen`; `all` where the data do not say who speaks) every measure by
-        its name in `MEASURES` and `words`, the share that the judge reads right; `as_models_see`: the one of these rows
-        that models are trained on; `real`: DNSMOS and `words` of the recordings themselves; `judge`: its accuracy on
-        single recorded words by group, clean and degraded; `tokens`: the report on the latents or codes; `speakers`:
-        by group; `parameters`; `seconds_per_second`: of encoding and decoding.
+        and of each by group of speakers (`seen`, `unseen`; or `all`) every measure by its name in `MEASURES` and
+        `words`, the share that the judge reads right; `as_models_see`: the one of these rows that models are trained
+        on; `real`: DNSMOS and `words` of the recordings themselves; `judge`: its accuracy on single recorded words by
+        group, clean and degraded; `tokens`: the report on the latents or codes; `speakers`: by group; `parameters`;
+        `seconds_per_second`: of encoding and decoding.
 
     Raises:
         ValueError: If there is neither a run nor a folder, or the data have no test recordings.
     """
     options = from_mapping(SpeechTokenizerOptions, context.options, where=f"options of {context.cell}")
     data = SpeechData.of(context.recipe, options.data, options.words)
-    groups = utterances_by_group(data, options.num_utterances, seed=options.seed)
-    measured = _Measured(context, options, data, groups)
+    recordings = recordings_by_group(data) if options.by_speaker else {ALL: data.test()}
+    groups = utterances_by_group(recordings, data.words, options.num_utterances, seed=options.seed)
+    measured = _Measured(context, options, data, recordings, groups)
     codecs = measured.codecs()
     rows = {name: {group: measured.row(name, codec, group) for group in groups} for name, codec in codecs.items()}
     report = measured.report
@@ -145,19 +149,21 @@ def recordings_by_group(data: SpeechData) -> dict[str, AudioDataset]:
     return {group: subset(test, keep) for group, keep in ((SEEN, is_seen), (UNSEEN, ~is_seen)) if keep.any()}
 
 
-def utterances_by_group(data: SpeechData, count: int, *, seed: int) -> dict[str, Utterances]:
+def utterances_by_group(
+    recordings: Mapping[str, AudioDataset], words: WordStringConfig | None, count: int, *, seed: int
+) -> dict[str, Utterances]:
     """Test utterances by group of speakers.
 
     Args:
-        data: Of a run.
+        recordings: By group.
+        words: How they are joined; None where they are utterances.
         count: Of each group, at most.
         seed: Of the draws, where utterances are joined.
     """
     groups = {}
-    for group, recordings in recordings_by_group(data).items():
-        examples = recordings
-        if data.words is not None:
-            examples = WordStrings(recordings, replace(data.words, num_utterances=count, seed=seed))
+    for group, examples in recordings.items():
+        if words is not None:
+            examples = WordStrings(examples, replace(words, num_utterances=count, seed=seed))
         taken = [example for _, example in zip(range(count), readable(examples), strict=False)]
         groups[group] = Utterances(
             clips=[example["audio"][: example["num_samples"]].float() for example in taken],
@@ -180,9 +186,11 @@ class _Measured:
         context: MeasureContext,
         options: SpeechTokenizerOptions,
         data: SpeechData,
+        recordings: Mapping[str, AudioDataset],
         groups: Mapping[str, Utterances],
     ) -> None:
-        self._context, self._options, self._data, self._groups = context, options, data, groups
+        self._context, self._options, self._data = context, options, data
+        self._recordings, self._groups = recordings, groups
         # What others trained stays on the CPU.
         self.tokenizer: Any = None if context.run_dir is None else context.load(context.run_dir / "model")
         self._device = torch.device("cpu") if self.tokenizer is None else device_of(self.tokenizer)
@@ -217,8 +225,9 @@ class _Measured:
         """The classifier's accuracy on single recorded words, by group."""
         if self._data.words is None:
             return None
-        groups = recordings_by_group(self._data)
-        return {group: self._judges.report_classifier(as_recordings(words)) for group, words in groups.items()}
+        return {
+            group: self._judges.report_classifier(as_recordings(words)) for group, words in self._recordings.items()
+        }
 
     def _copy(self, codec: Codec, group: str) -> dict[str, Tensor]:
         start = time.perf_counter()

@@ -146,6 +146,12 @@ def test_a_codec_is_measured_at_as_many_codes_as_are_asked_for(make_context: Mak
     assert all_three["tokens"]["num_quantizers"] == 3
 
 
+def test_everybody_may_be_one_group(make_context: MakeContext) -> None:
+    result = speech_tokenizer(make_context("together", Samples(), by_speaker=False))
+    assert list(result["as_models_see"]) == list(result["real"]) == list(result["judge"]) == ["all"]
+    assert set(result["speakers"]["all"]) <= {"high", "low", "new"}
+
+
 def test_copies_are_made_once(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context("again", Samples())
     first = speech_tokenizer(context)
@@ -180,7 +186,7 @@ def test_without_speakers_that_were_heard_there_is_one_group(corpus: AudioDataCo
 
 
 def test_utterances_know_where_their_words_are(corpus: AudioDataConfig) -> None:
-    groups = utterances_by_group(SpeechData(corpus, WORDS), 4, seed=0)
+    groups = utterances_by_group(recordings_by_group(SpeechData(corpus)), WORDS, 4, seed=0)
     assert [len(one.clips) for one in groups.values()] == [4, 4]
     for clip, words in zip(groups["unseen"].clips, groups["unseen"].words, strict=True):
         assert 2 <= len(words) <= 3
@@ -188,7 +194,7 @@ def test_utterances_know_where_their_words_are(corpus: AudioDataConfig) -> None:
             outside = torch.cat([clip[:start][-100:], clip[end:][:100]])
             assert outside.abs().max() == 0, "pauses are digital silence"
             assert clip[start:end].abs().max() > 0
-    plain = utterances_by_group(SpeechData(corpus), 4, seed=0)
+    plain = utterances_by_group(recordings_by_group(SpeechData(corpus)), None, 4, seed=0)
     assert plain["seen"].words == [[]] * 4
     assert set(plain["seen"].speakers) <= {"high", "low"}
 
