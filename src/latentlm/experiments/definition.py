@@ -62,7 +62,8 @@ class ColumnDefinition:
 
     title: str
     path: str
-    """Dotted path into a cell's record: result.judge.accuracy, cost.parameters, seconds.train."""
+    """Dotted path into a cell's record: result.judge.accuracy, cost.parameters, seconds.train. Where it leads to an
+    estimate with `low` and `high`, a row of one run shows these too."""
     format: str = ".3f"
     """Python's format of a number."""
     scale: float = 1.0

@@ -16,6 +16,7 @@ from latentlm.experiments.results import Record, compare, look_up, summarise
 NOT_RUN = "not run"
 OUTDATED = "outdated"
 NO_VALUE = "–"
+INTERVALS = "In square brackets: 95% interval over the trials of one run, by the bootstrap."
 LEGEND = (
     "Mean ± standard error over seeds, the seeds in parentheses. **Bold**: best by at least two standard errors of the "
     "difference. ≈: a tie with the best, its gap being smaller than that. One seed: no verdict."
@@ -54,6 +55,7 @@ def make_table(
     for path in table.same:
         _check_same(table, path, {cell.name: records[cell.name] for cell in cells if cell.name in records})
     columns = [_column(table, column, rows, records, outdated) for column in table.columns]
+    shown = [records[cell.name] for row in rows if len(row.cells) == 1 for cell in row.cells if cell.name in records]
     titles = [_title(column) for column in table.columns]
     lines = [_line([*table.rows, *titles]), _line(["---"] * (len(table.rows) + len(titles)))]
     for index, row in enumerate(rows):
@@ -61,7 +63,9 @@ def make_table(
         lines.append(_line([*headings, *(column[index] for column in columns)]))
     several = any(len(row.cells) > 1 for row in rows)
     compared = several and any(column.better for column in table.columns)
-    return "\n".join([*lines, "", LEGEND]) if compared else "\n".join(lines)
+    intervals = any(_has_interval(look_up(record, column.path)) for column in table.columns for record in shown)
+    legend = [text for text, applies in ((LEGEND, compared), (INTERVALS, intervals)) if applies]
+    return "\n".join([*lines, *(["", " ".join(legend)] if legend else [])])
 
 
 def rows_of(table: TableDefinition, cells: Iterable[Cell]) -> list[Row]:
@@ -148,8 +152,11 @@ def _column(
 
 
 def _text(column: ColumnDefinition, values: Sequence[Any]) -> str:
-    """One field of a table: a value, or mean ± standard error and all values."""
-    each = [_one(column, value) for value in values]
+    """One field of a table: a value, with its interval if it has one, or mean ± standard error and all values."""
+    each = [_one(column, _estimate(value)) for value in values]
+    if len(values) == 1 and _has_interval(values[0]):
+        low, high = (_one(column, values[0][end]) for end in ("low", "high"))
+        return f"{each[0]} [{low}, {high}]"
     if len(set(each)) == 1:
         return each[0]
     numbers = _numbers(values)
@@ -171,7 +178,17 @@ def _one(column: ColumnDefinition, value: Any) -> str:
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:
-    return [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    estimates = map(_estimate, values)
+    return [float(value) for value in estimates if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def _estimate(value: Any) -> Any:
+    """What an interval is around; anything else as it is."""
+    return value["estimate"] if isinstance(value, Mapping) and "estimate" in value else value
+
+
+def _has_interval(value: Any) -> bool:
+    return isinstance(value, Mapping) and None not in (value.get(name) for name in ("estimate", "low", "high"))
 
 
 def _title(column: ColumnDefinition) -> str:

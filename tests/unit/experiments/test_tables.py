@@ -8,7 +8,7 @@ from toy_experiment import toy_definition
 
 from latentlm.experiments import expand
 from latentlm.experiments.definition import ColumnDefinition, RunDefinition, TableDefinition
-from latentlm.experiments.tables import LEGEND, make_table, marks
+from latentlm.experiments.tables import INTERVALS, LEGEND, make_table, marks
 
 WIDTH = ColumnDefinition(title="Width", path="result.width", format=".1f", better="higher")
 TABLE = TableDefinition(title="T", of=["scores", "floor"], rows=["method"], columns=(WIDTH,))
@@ -57,6 +57,23 @@ def test_values_that_agree_are_written_once_and_texts_as_they_are() -> None:
     table = replace(TABLE, columns=(column,))
     lines = lines_of(table, records(narrow0=2_345_678, narrow1=2_345_678, wide0="a|b", wide1=None, floor=True))
     assert lines[2:] == ["| Narrow | 2,345.7 |", "| Wide | a\\|b, – |", "| Floor | true |"]
+
+
+def test_a_single_run_shows_its_interval_and_several_their_estimates() -> None:
+    around = {value: {"estimate": value, "low": value - 1, "high": value + 2} for value in (10.0, 12.0, 20.0)}
+    nothing = {"estimate": None, "failure": "said nothing"}
+    table = replace(TABLE, rows=["method", "seed"])
+    assert lines_of(table, records(narrow0=around[10.0], narrow1=around[12.0], wide0=nothing, wide1=19.0))[2:] == [
+        "| Narrow | 0 | 10.0 [9.0, 12.0] |",
+        "| Narrow | 1 | 12.0 [11.0, 14.0] |",
+        "| Wide | 0 | – |",
+        "| Wide | 1 | 19.0 |",
+        "| Floor |  | not run |",
+        "",
+        INTERVALS,
+    ]
+    both = lines_of(TABLE, records(narrow0=around[10.0], narrow1=around[12.0], wide0=around[20.0], wide1=20.0))
+    assert both[2:4] == ["| Narrow | 11.0 ± 1.0 (10.0, 12.0) |", "| Wide | **20.0** |"]
 
 
 def test_rows_compete_only_within_their_group() -> None:
