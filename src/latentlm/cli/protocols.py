@@ -26,7 +26,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "captioned_pictures": partial(captioned_pictures, build=build),
     "edited_pictures": partial(edited_pictures, build=build),
     "speech_tokenizer": speech_tokenizer,
-    "text_to_speech": text_to_speech,
+    "text_to_speech": partial(text_to_speech, build=build),
     "speech_drift": speech_drift,
 }
 

@@ -33,8 +33,8 @@ from latentlm.evaluation.document_scores import LikelihoodScores, Share
 from latentlm.experiments.captioned_options import CaptionedOptions
 from latentlm.experiments.captioned_run import CaptionedRun, Settings
 from latentlm.experiments.document_drawing import with_errors
-from latentlm.experiments.document_run import Build
 from latentlm.experiments.protocol import MeasureContext, remembered
+from latentlm.experiments.training_cost import Build
 from latentlm.pictures import picture_grid, save_picture
 
 _SHOWN = 16

@@ -21,9 +21,9 @@ from latentlm.evaluation.image_protocol import EvaluatedPart, ImageProtocol
 from latentlm.evaluation.image_scores import LabelledImages
 from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.experiments.captioned_options import JudgedPicturesOptions
-from latentlm.experiments.document_run import Build
 from latentlm.experiments.image_protocols import MODEL_FOLDERS, through_tokens
 from latentlm.experiments.protocol import MeasureContext, remembered
+from latentlm.experiments.training_cost import Build
 from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
 from latentlm.storage import waiting_lock

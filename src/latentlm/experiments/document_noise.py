@@ -14,8 +14,9 @@ from latentlm.evaluation.document_protocol import blind_captions
 from latentlm.evaluation.image_protocol import Weights
 from latentlm.experiments.document_likelihoods import captions_given, class_of_picture
 from latentlm.experiments.document_options import DocumentModelOptions
-from latentlm.experiments.document_run import Build, DocumentRun
+from latentlm.experiments.document_run import DocumentRun
 from latentlm.experiments.protocol import MeasureContext, remembered
+from latentlm.experiments.training_cost import Build
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,9 @@ from latentlm.evaluation.document_protocol import (
 from latentlm.experiments.document_drawing import Drawing
 from latentlm.experiments.document_likelihoods import captions_given, class_of_picture, name_of_picture, plain_text
 from latentlm.experiments.document_options import DocumentModelOptions
-from latentlm.experiments.document_run import Build, DocumentRun
+from latentlm.experiments.document_run import DocumentRun
 from latentlm.experiments.protocol import MeasureContext, remembered
+from latentlm.experiments.training_cost import Build
 
 
 def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A trained model of documents with all that it is measured against, each opened when it is first needed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,20 +18,15 @@ from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.image_protocols import MODEL_FOLDERS
 from latentlm.experiments.protocol import MeasureContext
+from latentlm.experiments.training_cost import Build, training_flops
 from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
-from latentlm.nn.flops import count_flops
 from latentlm.storage import waiting_lock
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import PictureReader
 from latentlm.training.objectives.documents import DocumentObjective, picture_reader, with_size
 from latentlm.training.trainer import kept_model
 
-Build = Callable[[Any], tuple[Any, Any, Any]]
-"""Recipe to objective, loader and recipe, as `catalog.build`."""
-
-_NUM_COUNTED_BATCHES = 4
-"""Whose FLOPs stand for all."""
 _NUM_DOCUMENTS_TO_BUILD = 64
 """Of the source that the objective is rebuilt with: a row needs some, and none is ever read."""
 
@@ -67,12 +61,6 @@ def objective_of(recipe: Any, pipeline: DocumentPipeline, build: Build) -> Docum
     objective.model = pipeline.model
     objective.tokenizer = pipeline.tokenizers[IMAGE]
     return objective
-
-
-def _forward_flops(objective: DocumentObjective, raw_batch: Mapping[str, Any]) -> int:
-    batch = objective.prepare(raw_batch, step=0, seed=0)
-    totals = objective.counts(batch)
-    return count_flops(objective.losses, batch, step=0, totals=totals)
 
 
 def first_seed(options: DocumentModelOptions, part: EvaluatedPart) -> int:
@@ -135,16 +123,8 @@ class DocumentRun:
         return {"steps": steps, "tokens": rows * recipe.max_length}
 
     def training_flops(self) -> float:
-        """FLOPs of the training, by the first batches of its mixture; a backward pass counts as two forward ones.
-
-        Those of the frozen tokenizers are not included.
-        """
-        recipe = self.context.recipe
-        objective, make_batches, _ = self._build(recipe)
-        with closing(make_batches(0)) as batches:
-            counted = [_forward_flops(objective, next(batches)) for _ in range(_NUM_COUNTED_BATCHES)]
-        micro_batches = self.trained["steps"] * recipe.trainer.num_accumulation_steps
-        return 3 * micro_batches * sum(counted) / len(counted)
+        """See `training_cost`."""
+        return training_flops(self.context.recipe, self._build, num_steps=self.trained["steps"])
 
     def bar(self, name: str) -> str | None:
         """Name of a progress bar; None where none is to be shown."""

@@ -22,8 +22,8 @@ from latentlm.evaluation.document_protocol import Asked
 from latentlm.evaluation.editing import EditJudge, targets_of
 from latentlm.experiments.captioned_options import EditedOptions
 from latentlm.experiments.captioned_run import CaptionedRun, Settings
-from latentlm.experiments.document_run import Build
 from latentlm.experiments.protocol import MeasureContext, remembered
+from latentlm.experiments.training_cost import Build
 from latentlm.nn.keyed_noise import combine_keys
 from latentlm.pictures import picture_grid, save_picture
 

@@ -30,6 +30,7 @@ from latentlm.experiments.speech_data import SpeechData, as_recordings, is_for_j
 from latentlm.experiments.speech_judges import SpeechJudges, SpeechJudgesConfig
 from latentlm.experiments.speech_speaking import Said, TrialSpeaker
 from latentlm.experiments.speech_trials import TrialShape, make_trials, real_speech
+from latentlm.experiments.training_cost import Build, training_flops
 from latentlm.pictures import save_picture
 from latentlm.training.spectrograms import spectrogram_grid
 
@@ -102,8 +103,12 @@ class TextToSpeechOptions:
             raise ValueError("num_trials, num_validation_trials and batch_size must be at least 1, num_timed 0 or more")
 
 
-def text_to_speech(context: MeasureContext) -> dict[str, Any]:
+def text_to_speech(context: MeasureContext, *, build: Build | None = None) -> dict[str, Any]:
     """Choose a model's settings on validation strings, then let it speak as people it never heard, and judge it.
+
+    Args:
+        context: Of the cell.
+        build: Makes the objective and the batches of a recipe, to count what the training took; None counts nothing.
 
     Returns:
         `speakers`, those whose voices were imitated, `misread`, those that were left out, with the judge's word error
@@ -112,12 +117,13 @@ def text_to_speech(context: MeasureContext) -> dict[str, Any]:
         their midpoint; `trials` of settings and the `chosen` one; by protocol `num_trials`, `num_speakers`, `origin`,
         `seed` and `rows`: `ground_truth`, `reconstruction` and the options' own, with errors by recogniser,
         `similarity`, `ended`, `ended_in_time`, `length_ratio`, and of the latter `settings` and `costs`; `one_by_one`:
-        wall time of single voices; `parameters`.
+        wall time of single voices; `parameters`; `trained`: `steps` and `flops`, or None.
 
     Raises:
         ValueError: If the model does not speak, has heard a speaker that is to be imitated, or the trials are too few.
     """
     options = from_mapping(TextToSpeechOptions, context.options, where=f"options of {context.cell}")
+    trained = None if build is None else _trained(context, build)
     measured = _Measured(context, options)
     chosen = measured.choose()
     by_protocol = {name: measured.protocol(name, chosen) for name in options.protocols}
@@ -132,7 +138,14 @@ def text_to_speech(context: MeasureContext) -> dict[str, Any]:
         **by_protocol,
         "one_by_one": measured.one_by_one(chosen),
         "parameters": measured.speaker.num_parameters,
+        "trained": trained,
     }
+
+
+def _trained(context: MeasureContext, build: Build) -> dict[str, Any]:
+    recipe = context.recipe
+    flops = remembered(context.scratch_dir, "training_flops", lambda: {"flops": training_flops(recipe, build)})
+    return {"steps": recipe.trainer.num_steps, **flops}
 
 
 class _Measured:

@@ -1,5 +1,6 @@
 """Protocol text_to_speech: settings are chosen elsewhere than they are judged, and rows say what was said."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from experiment_paths import shown_paths
 from PIL import Image
 from spoken_tones import TONE_JUDGES, WORDS, ToneSpeaker, write_spoken_tones
@@ -73,7 +75,11 @@ def make_context(tmp_path_factory: pytest.TempPathFactory, corpus: AudioDataConf
             cell=name,
             axes={},
             run_dir=folder / "run",
-            recipe=SimpleNamespace(kind="tones", sources={"spoken": DocumentSourceConfig(speech=source)}),
+            recipe=SimpleNamespace(
+                kind="tones",
+                sources={"spoken": DocumentSourceConfig(speech=source)},
+                trainer=SimpleNamespace(num_steps=50, num_accumulation_steps=2),
+            ),
             options=options,
             scratch_dir=folder / "scratch" / name,
             cache_dir=folder / "cache",  # judges are trained once
@@ -85,11 +91,33 @@ def make_context(tmp_path_factory: pytest.TempPathFactory, corpus: AudioDataConf
     return make
 
 
+class Linear:
+    """An objective of one product of 3 by 2, for each row of a batch."""
+
+    def prepare(self, raw_batch: Mapping[str, Any], *, step: int, seed: int) -> torch.Tensor:
+        return raw_batch["rows"]
+
+    def counts(self, batch: torch.Tensor) -> dict[str, float]:
+        return {"rows": float(len(batch))}
+
+    def losses(self, batch: torch.Tensor, *, step: int, totals: Mapping[str, float]) -> torch.Tensor:
+        return batch @ torch.ones(3, 2)
+
+
+def build(recipe: Any) -> tuple[Any, Any, Any]:
+    """Batches of one to four rows, and so on."""
+    return Linear(), lambda start: ({"rows": torch.ones(1 + i % 4, 3)} for i in itertools.count(start)), recipe
+
+
+def speak(context: MeasureContext) -> dict[str, Any]:
+    return text_to_speech(context, build=build)
+
+
 @pytest.fixture(scope="module")
 def measured(make_context: MakeContext) -> tuple[dict[str, Any], ToneSpeaker, MeasureContext]:
     speaker = ToneSpeaker()
     context = make_context("whole", speaker)
-    return text_to_speech(context), speaker, context
+    return speak(context), speaker, context
 
 
 Measured = tuple[dict[str, Any], ToneSpeaker, MeasureContext]
@@ -131,6 +159,8 @@ def test_rows_hold_ends_lengths_and_voices_beside_the_real_recordings(measured: 
     assert result["judges"]["ctc"]["num_texts"] == 8
     assert set(result["judges"]["ctc"]["accuracy"]) > {"clean", "noise"}
     assert result["parameters"] == 6
+    # 50 steps of 2 batches of 2.5 rows on average, 2 * 3 * 2 FLOPs a row, three passes.
+    assert result["trained"] == {"steps": 50, "flops": 50 * 2 * 2.5 * 12 * 3}
     json.dumps(result, allow_nan=False)
 
 
@@ -172,7 +202,7 @@ def test_the_models_own_sampling_is_a_setting_too_and_is_given_back(make_context
         "rows": {"free": {"length_guard": False, "max_seconds": 5.0}},
         "num_timed": 0,
     }
-    result = text_to_speech(make_context("sampling", speaker, options))
+    result = speak(make_context("sampling", speaker, options))
     assert {scales for _, *scales in map(tuple, speaker.said) for scales in [tuple(scales)]} == {(2.0, 3.0)}
     assert speaker.sampling["speech"].cfg_scale == 1.0
     row = result["reference"]["rows"]["free"]
@@ -196,8 +226,8 @@ def test_after_a_kill_only_the_missing_batches_are_said(make_context: MakeContex
 
     dying, after = Dying(), ToneSpeaker()
     with pytest.raises(PowerCutError):
-        text_to_speech(make_context("cut", dying))
-    result = text_to_speech(make_context("cut", after))
+        speak(make_context("cut", dying))
+    result = speak(make_context("cut", after))
     assert [*dying.said, *after.said] == whole.said
     assert without_times(result) == without_times(expected)
 
@@ -211,23 +241,23 @@ def without_times(result: Any) -> Any:
 
 def test_a_voice_that_the_run_has_heard_is_refused(make_context: MakeContext) -> None:
     with pytest.raises(ValueError, match="trained on recordings of 'low'"):
-        text_to_speech(make_context("heard", ToneSpeaker(), {**OPTIONS, "speakers": ["low"]}))
+        speak(make_context("heard", ToneSpeaker(), {**OPTIONS, "speakers": ["low"]}))
 
 
 def test_a_left_out_speaker_is_judged_on_recordings_that_no_judge_has_learned_from(make_context: MakeContext) -> None:
     options = {**OPTIONS, "speakers": ["low"], "protocols": ["reference"], "num_timed": 0}
-    result = text_to_speech(make_context("left_out", ToneSpeaker(), options, exclude_speakers=["low"]))
+    result = speak(make_context("left_out", ToneSpeaker(), options, exclude_speakers=["low"]))
     assert (result["heard"], result["speakers"]) == (["high"], ["low"])
 
 
 def test_recorded_utterances_are_judged_without_a_classifier_of_words(make_context: MakeContext) -> None:
     options = {**OPTIONS, "protocols": ["reference"], "trials": [{"cfg_scale": 2.0}], "num_timed": 0}
-    result = text_to_speech(make_context("utterances", ToneSpeaker(), options, words=None))
+    result = speak(make_context("utterances", ToneSpeaker(), options, words=None))
     assert result["chosen"] == {"cfg_scale": 2.0}
     assert set(result["judges"]) == {"ctc"}
     assert result["reference"]["num_trials"] == 8
     with pytest.raises(ValueError, match="nobody knows where theirs end"):
-        text_to_speech(make_context("sentences", ToneSpeaker(), {**options, "protocols": ["continuation"]}, words=None))
+        speak(make_context("sentences", ToneSpeaker(), {**options, "protocols": ["continuation"]}, words=None))
 
 
 def test_voices_whose_real_clips_the_judge_misreads_are_left_out_and_named(
@@ -246,12 +276,12 @@ def test_voices_whose_real_clips_the_judge_misreads_are_left_out_and_named(
         "max_real_word_error_rate": 0.2,
     }
     context = make_context("misread", ToneSpeaker(), options, words=None, exclude_speakers=["low"])
-    result = text_to_speech(context)
+    result = speak(context)
     assert (result["speakers"], result["misread"]) == (["new"], {"low": 1.0})
     assert result["reference"]["num_speakers"] == 1
     reader.texts.clear()
     with pytest.raises(ValueError, match="misreads every voice's real clips: 100%"):
-        text_to_speech(make_context("deaf", ToneSpeaker(), options, words=None, exclude_speakers=["low"]))
+        speak(make_context("deaf", ToneSpeaker(), options, words=None, exclude_speakers=["low"]))
 
 
 class Remembers:
