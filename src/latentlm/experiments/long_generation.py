@@ -1,7 +1,8 @@
 """Exposure bias, measured: what becomes of latents and pictures over a thousand positions of one document.
 
-A LatentLM trained on documents of one label and many pictures draws whole documents. A model that is not robust to its
-own sampling errors drifts: the spread of its latents leaves 1, and later pictures are worse than early ones.
+A LatentLM trained on documents of many pictures of one class, the label before each, draws whole documents. A model
+that is not robust to its own sampling errors drifts: the spread of its latents leaves 1, and later pictures are worse
+than early ones.
 
 Shapes: D documents, K pictures of a document, N latents of a picture, C latent_dim.
 """
@@ -91,9 +92,6 @@ class _Documents:
         self.context, self.options, self.pipeline, self.judges = context, options, pipeline, judges
         self.sampling = pipeline.sampling_with(options.changes)
         self.tokenizer: LatentTokenizer = pipeline.tokenizers["image"]
-        size = pipeline.image_tokenizer.config.image_size
-        rows, columns = pipeline.image_tokenizer.grid(size, size)
-        self.num_latents = rows * columns
         self.labels = [number % pipeline.num_classes for number in range(options.num_documents)]
         self.bin_starts = list(range(0, options.num_pictures, options.pictures_per_bin))
 
@@ -112,24 +110,24 @@ class _Documents:
                 remembered(
                     self.context.scratch_dir,
                     f"{name}_{first}",
-                    partial(self._draw_rows, rows, prefix, num_pictures * self.num_latents),
+                    partial(self._draw_rows, rows, prefix, num_pictures),
                 )["latents"]
             )
-        return torch.cat(parts).unflatten(1, (num_pictures, self.num_latents))
+        return torch.cat(parts)
 
-    def _draw_rows(self, rows: slice, prefix: Tensor | None, num_latents: int) -> dict[str, Tensor]:
+    def _draw_rows(self, rows: slice, prefix: Tensor | None, num_pictures: int) -> dict[str, Tensor]:
         labels = self.labels[rows]
-        latents = self.pipeline.continue_latents(
+        latents = self.pipeline.continue_pictures(
             labels,
             None if prefix is None else prefix[rows],
-            num_latents,
+            num_pictures,
             seeds=[self.options.seed + rows.start + number for number in range(len(labels))],
             sampling=self.sampling,
         )
         return {"latents": latents.contiguous()}
 
     @torch.no_grad()
-    def _real_latents(self, num_pictures: int) -> Float[Tensor, "D M C"]:
+    def _real_latents(self, num_pictures: int) -> Float[Tensor, "D M N C"]:
         """Sampled latents of real test pictures of each document's class, drawn by its number."""
         test, prefixes = self.judges.test, []
         for number, label in enumerate(self.labels):
@@ -138,7 +136,7 @@ class _Documents:
             images = test.images[members[order[:num_pictures]]]
             keys = 1_000 * number + torch.arange(len(images))
             latents = self.tokenizer.sample_keyed(self.tokenizer.posterior(images), self.options.seed, keys)
-            prefixes.append(latents.flatten(0, 1))
+            prefixes.append(latents)
         return torch.stack(prefixes)
 
     @torch.no_grad()

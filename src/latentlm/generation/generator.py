@@ -214,7 +214,7 @@ class Generator:
 
     def _budget(self, row: Row) -> int:
         """Positions that the row can fill at most, in any of its streams."""
-        spans = sum(span.limit + 4 + _prefix_length(span) for span in row.request.spans)
+        spans = sum(span.limit + 5 + _prefix_length(span) for span in row.request.spans)
         return max(len(row.cond.pending), *map(len, row.weaker_prompts)) + spans + row.request.max_new_tokens
 
     def _cfg_scales(self, row: Row, modality: str) -> tuple[float, ...]:
@@ -228,6 +228,7 @@ class Generator:
 
     def _open_span(self, row: Row, span: LatentSpan) -> None:
         vocabulary = self.builder.vocabulary
+        label: list[Token] = [] if span.label is None else [vocabulary.class_id(span.label)]
         opening: list[Token] = [self._begin_ids[span.modality]] if vocabulary.switch_tokens else []
         row.num_sizes_left = 0
         if vocabulary.switch_tokens and self.model.config.modalities[span.modality].says_size:
@@ -239,7 +240,7 @@ class Generator:
             prefix = [(span.modality, latent) for latent in span.prefix.to(self.model.device, torch.float32)]
         # Numbered with the drawn ones: going on from a span's own beginning gives its own continuation.
         row.num_latents += len(prefix)
-        row.cond.pending = row.cond.pending + opening + prefix
+        row.cond.pending = row.cond.pending + label + opening + prefix
         row.guided = self._is_guided(row, span.modality)
         if row.guided:
             for stream, prompt in zip(row.weaker, row.weaker_prompts, strict=True):

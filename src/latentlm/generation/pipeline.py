@@ -139,47 +139,60 @@ class LatentLMPipeline(ImagePipeline, DocumentPipeline):
         grid: tuple[int, int],
     ) -> Tensor:
         """Latents [B, N, C] of one picture per label; see `generate_images`."""
-        return self.continue_latents(labels, None, grid[0] * grid[1], seeds=seeds, sampling=sampling)
+        prompts = [Document((LabelPart(label),)) for label in labels]
+        return self._draw(prompts, [(LatentSpan("image", grid[0] * grid[1]),)] * len(prompts), seeds, sampling)[:, 0]
 
-    def continue_latents(
+    def continue_pictures(
         self,
-        labels: SequenceOf[int | None],
-        prefix: Float[Tensor, "B M C"] | None,
-        num_latents: int,
+        labels: SequenceOf[int],
+        given: Float[Tensor, "B K N C"] | None,
+        num_pictures: int,
         *,
         seeds: SequenceOf[int],
         sampling: LatentSamplingConfig,
-    ) -> Float[Tensor, "B N C"]:
-        """What the model draws after a label and some given latents.
+    ) -> Float[Tensor, "B P N C"]:
+        """Further pictures of documents of one class, as models with `pictures_per_document` learned them.
 
         Args:
-            labels: Classes; None for no condition.
-            prefix: Latents of unit variance that stand after each label already; None for none.
-            num_latents: N, to be drawn.
-            seeds: One per row.
-            sampling: Solver, steps and guidance; its unconditional stream sees the null class alone, so guidance goes
-                with no prefix.
+            labels: Class of each document, said before each of its pictures.
+            given: Latents of unit variance of the pictures that stand there already; None for none.
+            num_pictures: P, to be drawn, of the training size.
+            seeds: One per document.
+            sampling: Solver and steps; without guidance, whose unconditional stream would know no past.
 
         Raises:
-            ValueError: If a label does not exist, or guidance is asked for beside a prefix.
+            ValueError: If a label does not exist, or guidance is asked for.
         """
-        if prefix is not None and sampling.cfg_scale != 1:
-            raise ValueError("the unconditional stream does not see the prefix: continue latents with cfg_scale 1")
-        generator = self._generator({"image": sampling})
+        if sampling.cfg_scale != 1:
+            raise ValueError("the unconditional stream does not see earlier pictures: continue with cfg_scale 1")
+        size = self.image_tokenizer.config.image_size
+        rows, columns = self.image_tokenizer.grid(size, size)
+        prompts, spans = [], []
+        for number, label in enumerate(labels):
+            pictures = [] if given is None else [LatentPart("image", picture) for picture in given[number]]
+            told = LabelPart(label)
+            prompts.append(Document((*(part for picture in pictures for part in (told, picture)), told)))
+            further = LatentSpan("image", rows * columns, label=label)
+            spans.append((replace(further, label=None), *[further] * (num_pictures - 1)))
+        return self._draw(prompts, spans, seeds, sampling)
+
+    def _draw(
+        self,
+        prompts: SequenceOf[Document],
+        spans: SequenceOf[tuple[LatentSpan, ...]],
+        seeds: SequenceOf[int],
+        sampling: LatentSamplingConfig,
+    ) -> Float[Tensor, "B P N C"]:
+        """Spans of one length and number behind prompts."""
         requests = [
-            GenerationRequest(
-                prompt=Document(
-                    (LabelPart(label), *(() if prefix is None else (LatentPart("image", prefix[number]),)))
-                ),
-                # What training puts in the place of a dropped label, with and without switch tokens.
-                negative_prompt=Document((LabelPart(None),)),
-                spans=(LatentSpan("image", num_latents),),
-                seed=seed,
-            )
-            for number, (label, seed) in enumerate(zip(labels, seeds, strict=True))
+            # The negative prompt is what training puts in the place of a dropped label, with and without switch tokens.
+            GenerationRequest(prompt=prompt, negative_prompt=Document((LabelPart(None),)), spans=of_one, seed=seed)
+            for prompt, of_one, seed in zip(prompts, spans, seeds, strict=True)
         ]
-        documents = generator.generate(requests)
-        return torch.stack([part.latents for doc in documents for part in doc.parts if isinstance(part, LatentPart)])
+        documents = self._generator({"image": sampling}).generate(requests)
+        return torch.stack(
+            [torch.stack([p.latents for p in document.parts if isinstance(p, LatentPart)]) for document in documents]
+        )
 
     def _generator(self, changes: Mapping[str, LatentSamplingConfig] | None = None) -> Generator:
         latent = {name: self.sampling[name] for name in self.model.config.modalities}

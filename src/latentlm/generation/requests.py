@@ -78,6 +78,9 @@ class LatentSpan:
     """Whether guidance leads away from what lacks the prefix too: the unconditional stream begins without it."""
     grid: tuple[int, int] | None = None
     """Rows and columns, for models whose pictures say their size; gives the length too."""
+    label: int | None = None
+    """Class whose label stands before the span, behind whatever was generated; None for none. The unconditional stream
+    reads its own prompt instead."""
 
     @property
     def length(self) -> int | None:

@@ -349,27 +349,37 @@ class SequenceBuilder:
         modality: str,
         latents: Float[Tensor, "B N C"],
         keys: Int[Tensor, "B"],
+        *,
+        num_spans: int = 1,
     ) -> PackedBatch:
         """What `collate` gives for one `[label, latents]` document per row, without a Python loop over documents.
 
         Only for vocabularies without switch tokens, the paper's class-conditional layout.
+
+        Args:
+            class_ids: Of the labels.
+            modality: Of the latents.
+            latents: Of all spans of a document, one after the other.
+            keys: Of the documents.
+            num_spans: Of equal length; the label stands before each.
         """
         rows, count, latent_dim = latents.shape
         kind = 1 + self.modalities.index(modality)
-        placeholders = torch.full((rows, count), self.vocabulary.pad_id, device=class_ids.device)
-        input_ids = torch.cat([class_ids[:, None], placeholders], dim=1)
-        columns = torch.arange(count + 1, device=class_ids.device)
-        latent_columns = torch.arange(count, device=class_ids.device)
-        row_starts = torch.arange(rows, device=class_ids.device)[:, None] * (count + 1)
+        columns = torch.arange(num_spans + count, device=class_ids.device)
+        is_label = columns % (1 + count // num_spans) == 0
+        input_ids = torch.where(is_label, class_ids[:, None], self.vocabulary.pad_id)
+        latent_columns = columns[~is_label]
+        row_starts = torch.arange(rows, device=class_ids.device)[:, None] * len(columns)
+        numbers = torch.arange(count, device=class_ids.device)
         return PackedBatch(
             input_ids=input_ids,
             labels=torch.full_like(input_ids, IGNORE_LABEL),
-            modality_ids=(columns > 0).long().expand(rows, -1) * kind,
+            modality_ids=(~is_label).long().expand(rows, -1) * kind,
             positions=columns.expand(rows, -1),
             document_ids=torch.zeros_like(input_ids),
             latents={modality: latents.reshape(rows * count, latent_dim)},
-            latent_positions={modality: (row_starts + 1 + latent_columns).flatten()},
-            latent_keys={modality: combine_keys(keys[:, None], kind - 1, latent_columns).flatten()},
+            latent_positions={modality: (row_starts + latent_columns).flatten()},
+            latent_keys={modality: combine_keys(keys[:, None], kind - 1, numbers).flatten()},
             text_positions=input_ids.new_zeros(0),
             continue_positions={},
             plain_causal=True,

@@ -52,7 +52,7 @@ class Patches:
 
 
 Journal = list[tuple[list[int], list[int], int]]
-"""Labels, seeds and the length of the given past of every drawing."""
+"""Labels, seeds and the number of given pictures of every drawing."""
 
 
 class PowerCutError(Exception):
@@ -72,20 +72,20 @@ class Fading:
     def sampling_with(self, changes: Mapping[str, Any]) -> float:
         return changes["fading"]
 
-    def continue_latents(
-        self, labels: Sequence[int], prefix: Tensor | None, num_latents: int, *, seeds: Sequence[int], sampling: float
+    def continue_pictures(
+        self, labels: Sequence[int], given: Tensor | None, num_pictures: int, *, seeds: Sequence[int], sampling: float
     ) -> Tensor:
         if len(self.journal) == self.cut_at:
             raise PowerCutError
-        self.journal.append((list(labels), list(seeds), 0 if prefix is None else prefix.shape[1]))
+        self.journal.append((list(labels), list(seeds), 0 if given is None else given.shape[1]))
         documents = []
         for number, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
             members = self.real.images[self.real.labels == label]
-            if prefix is not None:  # the past is what it should be: real pictures of the class
-                past = self.tokenizers["image"].decode(prefix[number].unflatten(0, (-1, 4)))
+            if given is not None:  # the past is what it should be: real pictures of the class
+                past = self.tokenizers["image"].decode(given[number])
                 assert all((members == picture).flatten(1).all(dim=1).any() for picture in past)
             first = self.image_tokenizer.encode(members[seed % len(members)][None])[0]  # (4, 16)
-            documents.append(torch.cat([first * (1 - sampling * place) for place in range(num_latents // 4)]))
+            documents.append(torch.stack([first * (1 - sampling * place) for place in range(num_pictures)]))
         return torch.stack(documents)
 
 
@@ -139,7 +139,7 @@ def test_classes_take_turns_and_seeds_do_not_depend_on_the_batches(make_context:
     journal: Journal = []
     long_generation(make_context(journal=journal))
     assert [(len(labels), past) for labels, _, past in journal] == [
-        (rows, past) for past in (0, 2 * 4, 4 * 4) for rows in (10, 10, 4)
+        (rows, past) for past in (0, 2, 4) for rows in (10, 10, 4)
     ], "documents first, then the control of every bin but the first, which has no past"
     for start in (0, 3, 6):
         one_round = journal[start : start + 3]

@@ -22,7 +22,7 @@ from latentlm.generation.requests import (
 from latentlm.models.kv_cache import KVCache
 from latentlm.models.latentlm import LatentLM
 from latentlm.nn.keyed_noise import keyed_normal
-from latentlm.sequence import Document, LabelPart, LatentPart, SequenceBuilder, TextPart
+from latentlm.sequence import Document, LabelPart, LatentPart, Part, SequenceBuilder, TextPart
 
 FAST = LatentSamplingConfig(solver=SolverConfig(num_inference_steps=4))
 NOISY = LatentSamplingConfig(solver=SolverConfig(name="dpm_sde", num_inference_steps=4))
@@ -82,18 +82,25 @@ def test_guidance_towards_the_same_condition_changes_nothing(class_model: Latent
     assert torch.allclose(plain, guided, atol=1e-4)  # cond - uncond is rounding, times 4
 
 
-def reference_latents(model: LatentLM, request: GenerationRequest, label: int) -> Tensor:
-    """The same generation without cache, streams or batches: full passes over growing sequences."""
+def reference_latents(
+    model: LatentLM, request: GenerationRequest, label: int, *, before: tuple[Part, ...] = (), num_before: int = 0
+) -> Tensor:
+    """The same generation without cache, streams or batches: full passes over growing sequences.
+
+    Args:
+        before: What stands before the label.
+        num_before: Latents that were drawn of it.
+    """
     generator = class_generator(model)
     builder, head, solver = generator.builder, model.diffusion_heads["image"], generator._solvers["image"]
     latents = torch.zeros(0, 6)
     for k in range(request.spans[0].limit):
         hidden = []
         for condition in (label, None):
-            document = Document((LabelPart(condition), LatentPart("image", latents)))
+            document = Document((*before, LabelPart(condition), LatentPart("image", latents)))
             batch = builder.collate([[builder.build(document)]])
             hidden.append(model.hidden_states(batch)[0, -1])
-        noise = keyed_normal(request.seed, torch.tensor(k), (6,), stream=STARTING_NOISE_STREAM)
+        noise = keyed_normal(request.seed, torch.tensor(num_before + k), (6,), stream=STARTING_NOISE_STREAM)
         scale = request.cfg_scale or 1.0
 
         def denoise(x: Tensor, t: Tensor, hidden: list[Tensor] = hidden, scale: float = scale) -> Tensor:
@@ -145,6 +152,17 @@ def test_events_tell_the_story_in_order(mixed_model: LatentLM, mixed_builder: Se
     assert isinstance(done, DoneEvent)
     assert done.finish_reason == "spans"
     assert [part.latents.shape for part in done.document.parts if isinstance(part, LatentPart)] == [(3, 6), (2, 3)]
+
+
+@torch.no_grad()
+def test_a_label_may_stand_before_each_span(class_model: LatentLM) -> None:
+    spans = (LatentSpan("image", 2), LatentSpan("image", 2, label=5))
+    request = GenerationRequest(prompt=Document((LabelPart(3),)), spans=spans, seed=4)
+    (document,) = class_generator(class_model).generate([request])
+    first, second = (part.latents for part in document.parts if isinstance(part, LatentPart))
+    before = (LabelPart(3), LatentPart("image", first))
+    expected = reference_latents(class_model, request, 5, before=before, num_before=2)
+    assert torch.allclose(second, expected, atol=1e-3, rtol=1e-3)  # a random model amplifies rounding
 
 
 def documents_of(events: list[Event]) -> dict[int, DoneEvent]:

@@ -79,24 +79,35 @@ def test_pictures_do_not_depend_on_the_batch_and_can_have_other_sizes(pipeline: 
     assert pipeline.generate_images([]).shape == (0, 1, 8, 8)
 
 
-def test_latents_are_continued_from_what_stands_before_them(pipeline: LatentLMPipeline) -> None:
+def tiny_pipeline(*, mixed: bool) -> LatentLMPipeline:
+    """Of pictures, with switch tokens or without."""
+    config = tiny_mixed_config() if mixed else tiny_class_config()
+    config = dataclasses.replace(config, modalities={"image": config.modalities["image"]})
+    return LatentLMPipeline(randomise(LatentLM(config)), {"image": tiny_image_tokenizer()}, SAMPLING)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_pictures_are_continued_from_those_before_them(mixed: bool) -> None:
+    pipeline = tiny_pipeline(mixed=mixed)
     sampling = pipeline.sampling_with({"cfg_scale": 1.0})
     latent_dim = pipeline.image_tokenizer.latent_dim
-    prefix = torch.randn(2, 5, latent_dim, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(2, 2, 4, latent_dim, generator=torch.Generator().manual_seed(0))
 
-    def continued(labels: list[int | None], given: Tensor | None, seeds: list[int]) -> Tensor:
-        return pipeline.continue_latents(labels, given, 3, seeds=seeds, sampling=sampling)
+    def continued(labels: list[int], given: Tensor | None, seeds: list[int], count: int = 2) -> Tensor:
+        return pipeline.continue_pictures(labels, given, count, seeds=seeds, sampling=sampling)
 
-    both = continued([1, 2], prefix, [7, 8])
-    assert both.shape == (2, 3, latent_dim)
-    # Rows of a batch equal solo runs up to the order of float sums.
-    torch.testing.assert_close(continued([2], prefix[1:], [8])[0], both[1], atol=1e-4, rtol=1e-4)
-    changed = prefix.clone()
-    changed[:, 0] += 1
+    both = continued([1, 2], given, [7, 8])
+    assert both.shape == (2, 2, 4, latent_dim)
+    # Rows of a batch equal solo runs up to the order of float sums, and what is drawn what is given.
+    torch.testing.assert_close(continued([2], given[1:], [8])[0], both[1], atol=1e-4, rtol=1e-4)
+    changed = given.clone()
+    changed[:, 0, 0] += 1
     assert not torch.allclose(continued([1, 2], changed, [7, 8]), both, atol=1e-2), "the first given latent counts"
-    assert torch.equal(continued([1, 2], None, [7, 8]), pipeline.draw_tokens([1, 2], [7, 8], sampling, (3, 1)))
-    with pytest.raises(ValueError, match="does not see the prefix"):
-        pipeline.continue_latents([1, 2], prefix, 3, seeds=[7, 8], sampling=pipeline.sampling_with({"cfg_scale": 2.0}))
+    assert not torch.allclose(continued([0, 2], given, [7, 8])[0], both[0], atol=1e-2), "so does the label"
+    alone = continued([1, 2], None, [7, 8])
+    torch.testing.assert_close(alone[:, 0], pipeline.draw_tokens([1, 2], [7, 8], sampling, (2, 2)))
+    with pytest.raises(ValueError, match="does not see earlier pictures"):
+        pipeline.continue_pictures([1, 2], given, 3, seeds=[7, 8], sampling=pipeline.sampling_with({"cfg_scale": 2.0}))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -104,8 +115,6 @@ def test_guidance_is_away_from_the_null_class_with_and_without_switch_tokens(
     mixed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Training replaces a dropped label by the null class in both layouts, so sampling has to.
-    config = tiny_mixed_config() if mixed else tiny_class_config()
-    config = dataclasses.replace(config, modalities={"image": config.modalities["image"]})
     seen: list[GenerationRequest] = []
     generate = Generator.generate
 
@@ -114,8 +123,7 @@ def test_guidance_is_away_from_the_null_class_with_and_without_switch_tokens(
         return generate(self, requests)
 
     monkeypatch.setattr(Generator, "generate", spy)
-    pipeline = LatentLMPipeline(randomise(LatentLM(config)), {"image": tiny_image_tokenizer()}, SAMPLING)
-    assert pipeline.generate_images([1]).isfinite().all()
+    assert tiny_pipeline(mixed=mixed).generate_images([1]).isfinite().all()
     assert [request.negative_prompt for request in seen] == [Document((LabelPart(None),))]
 
 

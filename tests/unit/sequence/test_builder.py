@@ -106,16 +106,21 @@ def test_class_conditional_layout_has_no_discrete_target() -> None:
     assert sequence.labels.tolist() == [IGNORE_LABEL] * 4
 
 
-def test_vectorised_class_layout_equals_the_general_one() -> None:
+def as_label(label: int) -> LabelPart:
+    return LabelPart(None if label == 5 else label)
+
+
+@pytest.mark.parametrize("num_spans", [1, 3])
+def test_vectorised_class_layout_equals_the_general_one(num_spans: int) -> None:
     builder = SequenceBuilder(VocabularyConfig(num_classes=5), ["speech", "image"])
-    pictures = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randn(4, num_spans, 2, 6, generator=torch.Generator().manual_seed(0))
     labels, keys = torch.tensor([0, 5, 3, 2]), torch.tensor([7, -3, 2**40, 0])
     documents = [
-        Document((LabelPart(None if label == 5 else label), LatentPart("image", picture)), key)
-        for label, picture, key in zip(labels.tolist(), pictures, keys.tolist(), strict=True)
+        Document(tuple(part for picture in own for part in (label, LatentPart("image", picture))), key)
+        for label, own, key in zip(map(as_label, labels.tolist()), pictures, keys.tolist(), strict=True)
     ]
     general = builder.collate([[builder.build(document)] for document in documents])
-    fast = builder.collate_labelled(labels, "image", pictures, keys)
+    fast = builder.collate_labelled(labels, "image", pictures.flatten(1, 2), keys, num_spans=num_spans)
     for name in ("input_ids", "labels", "modality_ids", "positions", "document_ids", "text_positions"):
         assert torch.equal(getattr(general, name), getattr(fast, name)), name
     for name in ("latents", "latent_positions", "latent_keys"):

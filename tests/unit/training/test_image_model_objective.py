@@ -256,19 +256,36 @@ def latents_of(objective: LatentLMObjective, raw: dict[str, Any]) -> Tensor:
     return packed.latents["image"].unflatten(0, (len(raw["label"]), -1))
 
 
-def test_a_document_is_one_label_and_its_pictures_in_order(documents: tuple[LatentLMObjective, dict[str, Any]]) -> None:
+def test_a_document_is_its_pictures_in_order_the_label_before_each(
+    documents: tuple[LatentLMObjective, dict[str, Any]],
+) -> None:
     objective, raw = documents
     assert raw["image"].shape == (4, NUM_PICTURES, 1, 8, 8)
     packed, _ = objective.prepare(raw, step=3, seed=0)
     class_id = objective.model.config.vocabulary.class_id
-    assert packed.input_ids.shape == (4, 1 + NUM_PICTURES * 4)
-    assert packed.input_ids[:, 0].tolist() == [class_id(label) for label in raw["label"].tolist()]
+    assert packed.input_ids.shape == (4, NUM_PICTURES * 5)
+    ids = torch.tensor([class_id(label) for label in raw["label"].tolist()])
+    assert torch.equal(packed.input_ids[:, ::5], ids[:, None].expand(-1, NUM_PICTURES))
+    assert packed.modality_ids[0].tolist() == [0, 1, 1, 1, 1] * NUM_PICTURES
     assert objective.counts((packed, 0))["diffusion/image"] == 4 * NUM_PICTURES * 4
     # Picture k of a document has the latents that it has as a document of its own under the same key.
     spans = latents_of(objective, raw).unflatten(1, (NUM_PICTURES, 4))
     for place in range(NUM_PICTURES):
         alone = {"image": raw["image"][:, place], "label": raw["label"], "key": raw["key"][:, place]}
         torch.testing.assert_close(spans[:, place], latents_of(objective, alone), atol=1e-5, rtol=0)
+
+
+def test_with_switch_tokens_every_picture_of_a_document_is_a_span(tokenizers: dict[str, Path]) -> None:
+    recipe = tiny_recipe("latentlm", tokenizers["latents"], pictures_per_document=NUM_PICTURES, drop_cond_prob=0.0)
+    vocabulary = replace(recipe.model.vocabulary, switch_tokens=True)
+    objective, make_loader, _ = build(replace(recipe, model=replace(recipe.model, vocabulary=vocabulary, lm_head=True)))
+    raw = next(make_loader(0))
+    packed, _ = objective.prepare(raw, step=3, seed=0)
+    vocabulary = objective.model.config.vocabulary
+    label = vocabulary.class_id(int(raw["label"][0]))
+    switches = [label, vocabulary.begin_id("image"), vocabulary.end_id("image")]
+    assert packed.modality_ids[0].tolist() == [0, 0, 1, 1, 1, 1, 0] * NUM_PICTURES
+    assert packed.input_ids[0][packed.modality_ids[0] == 0].tolist() == switches * NUM_PICTURES
 
 
 def test_the_same_picture_twice_in_a_document_has_noise_of_its_own_each_time(

@@ -43,7 +43,7 @@ class LatentLMRecipe:
     model: LatentLMConfig
     """The model. `vocabulary.num_classes: 0` takes the number of classes from the data."""
     pictures_per_document: int = 1
-    """Pictures of one class that follow one another under one label: 64 of 16 latents make documents of 1,024."""
+    """Pictures of one class that follow one another, each behind its label: 64 of 16 latents are 1,024 in a row."""
     drop_cond_prob: float = 0.1
     """Share of examples whose label is replaced by the null class, for classifier-free guidance."""
     generation: LatentSamplingConfig = field(default_factory=LatentSamplingConfig)
@@ -63,7 +63,7 @@ class LatentLMRecipe:
 
 
 class LatentLMObjective(LabelledImageObjective):
-    """Losses of Section 2.2 on documents of one label and one picture.
+    """Losses of Section 2.2 on documents of a label and a picture, or of several.
 
     Args:
         model: What is trained.
@@ -73,6 +73,7 @@ class LatentLMObjective(LabelledImageObjective):
         sampling: For sample grids, and saved with the model.
         label_names: Name of every class, saved with the model; may be empty.
         held_out: Opens batches that are not trained on, for the held-out loss; None for none.
+        pictures_per_document: Of one class, the label before each.
 
     Raises:
         ValueError: If the model was not built for this tokenizer.
@@ -90,6 +91,7 @@ class LatentLMObjective(LabelledImageObjective):
         sampling: LatentSamplingConfig,
         label_names: Sequence[str] = (),
         held_out: Batches | None = None,
+        pictures_per_document: int = 1,
     ) -> None:
         check_tokenizers(model, {"image": tokenizer})
         vocabulary = model.config.vocabulary
@@ -103,6 +105,7 @@ class LatentLMObjective(LabelledImageObjective):
             label_names=label_names,
             held_out=held_out,
         )
+        self.pictures_per_document = pictures_per_document
         self.builder = SequenceBuilder(
             vocabulary, list(model.config.modalities), ByteTokenizer() if vocabulary.num_text_ids else None
         )
@@ -112,19 +115,21 @@ class LatentLMObjective(LabelledImageObjective):
         self.model.transformer.activation_checkpointing = True
 
     def lay_out(self, batch: LabelledTokens) -> tuple[PackedBatch, int]:
-        """`[label, latents]` in packed sequences, and the step's noise seed."""
-        vocabulary = self.model.config.vocabulary
+        """`[label, latents]` for each picture in packed sequences, and the step's noise seed."""
+        vocabulary, num_pictures = self.model.config.vocabulary, self.pictures_per_document
         dropped = batch.labels == vocabulary.num_classes
         if not vocabulary.switch_tokens:
             class_ids = torch.where(dropped, vocabulary.class_id(None), batch.labels + vocabulary.class_id(0))
-            packed = self.builder.collate_labelled(class_ids, "image", batch.tokens, batch.keys)
+            packed = self.builder.collate_labelled(class_ids, "image", batch.tokens, batch.keys, num_spans=num_pictures)
             return packed, batch.noise_seed
-        documents = [
-            Document((LabelPart(None if drop else label), LatentPart("image", picture)), key)
-            for label, drop, picture, key in zip(
-                batch.labels.tolist(), dropped.tolist(), batch.tokens.cpu(), batch.keys.tolist(), strict=True
-            )
-        ]
+        spans = batch.tokens.cpu().unflatten(1, (num_pictures, -1))  # (B, K, N, C)
+        documents = []
+        for label, drop, pictures, key in zip(
+            batch.labels.tolist(), dropped.tolist(), spans, batch.keys.tolist(), strict=True
+        ):
+            told = LabelPart(None if drop else label)
+            parts = (part for picture in pictures for part in (told, LatentPart("image", picture)))
+            documents.append(Document(tuple(parts), key))
         packed = self.builder.collate([[self.builder.build(document)] for document in documents]).to(self.device)
         return packed, batch.noise_seed
 
@@ -173,6 +178,7 @@ def build_latentlm(
         sampling=recipe.generation,
         label_names=dataset.label_names,
         held_out=held_out_batches(recipe.data, recipe.latents, recipe.trainer.batch_size, group_size=group_size),
+        pictures_per_document=group_size,
     )
     trainer = recipe.trainer
     make_batches = loader_factory(
