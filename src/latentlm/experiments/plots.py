@@ -1,6 +1,7 @@
 """Plots of records: what the lines are (plain numbers), and how matplotlib draws them, the same bytes every time."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from latentlm.experiments.definition import PlotDefinition
 from latentlm.experiments.expansion import AxisValue, Cell, axis_text
 from latentlm.experiments.results import Record, look_up, summarise
 
+_TITLE_WIDTH = 70
+"""Letters of a line of a title."""
 _MARKERS = "osD^vPX*<>"
 
 
@@ -80,7 +83,7 @@ def draw_plot(plot: PlotDefinition, lines: Mapping[str, Sequence[Point]]) -> byt
         axes.set_yscale("log")
     axes.set_xlabel(plot.x_label or plot.x)
     axes.set_ylabel(plot.y_label or plot.y)
-    axes.set_title(plot.title)
+    axes.set_title(textwrap.fill(plot.title, _TITLE_WIDTH), fontsize="medium")
     axes.grid(alpha=0.3)
     if lines:
         axes.legend()
