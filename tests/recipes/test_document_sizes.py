@@ -55,3 +55,13 @@ def test_at_table_8_a_plain_vit_head_has_the_size_of_the_diffusion_head() -> Non
         diffusion_head = millions(LatentLM(table8).diffusion_heads)
     assert diffusion_head == pytest.approx(319, abs=1)
     assert heads == pytest.approx([336, 487], abs=5)
+
+
+def test_at_table_8_the_three_models_are_of_one_size() -> None:
+    with torch.device("meta"):
+        sizes = [
+            millions(LatentLM(recipe("paper/multimodal_table8").model)),
+            millions(Transfusion(recipe("paper/transfusion_table8").model)),
+            millions(VQMLLM(recipe("paper/vq_mllm_table8").model)),
+        ]
+    assert sizes == pytest.approx([2039, 2056, 2060], abs=5)
