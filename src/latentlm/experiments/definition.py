@@ -64,6 +64,8 @@ class ColumnDefinition:
     path: str
     """Dotted path into a cell's record: result.judge.accuracy, cost.parameters, seconds.train. Where it leads to an
     estimate with `low` and `high`, a row of one run shows these too."""
+    mean_from: int | None = None
+    """Where the path leads to a list, such as a value of every bin: the mean of its items from this place on."""
     format: str = ".3f"
     """Python's format of a number."""
     scale: float = 1.0

@@ -7,6 +7,7 @@ competes with. Otherwise it and all rows it ties with are marked ≈. What was n
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from latentlm.experiments.definition import ColumnDefinition, TableDefinition
@@ -135,7 +136,7 @@ def _column(
 ) -> list[str]:
     absent = {cell.name: OUTDATED if cell.name in outdated else NOT_RUN for row in rows for cell in row.cells}
     found = [
-        [look_up(records[cell.name], column.path) if cell.name in records else absent[cell.name] for cell in row.cells]
+        [_value(column, records[cell.name]) if cell.name in records else absent[cell.name] for cell in row.cells]
         for row in rows
     ]
     measured = [look_up(records[name], column.path) for name in absent if name in records]
@@ -149,6 +150,15 @@ def _column(
     groups = [tuple(heading.get(name) for name in table.compare_within) for heading in headings]
     written = marks(numbers, groups, better=column.better)
     return [write(text) for write, text in zip(written, texts, strict=True)]
+
+
+def _value(column: ColumnDefinition, record: Record) -> Any:
+    value = look_up(record, column.path)
+    if column.mean_from is None or value is None:
+        return value
+    if not isinstance(value, list) or not value[column.mean_from :]:
+        raise ValueError(f"column {column.title!r}: {column.path} is no list that goes on from {column.mean_from}")
+    return fmean(value[column.mean_from :])
 
 
 def _text(column: ColumnDefinition, values: Sequence[Any]) -> str:

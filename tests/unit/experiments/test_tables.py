@@ -76,6 +76,14 @@ def test_a_single_run_shows_its_interval_and_several_their_estimates() -> None:
     assert both[2:4] == ["| Narrow | 11.0 ± 1.0 (10.0, 12.0) |", "| Wide | **20.0** |"]
 
 
+def test_of_a_list_the_mean_from_some_place_on_is_shown() -> None:
+    table = replace(TABLE, rows=["method", "seed"], columns=(replace(WIDTH, mean_from=1, better=None),))
+    assert lines_of(table, records(narrow0=[0.0, 1.0, 4.0]))[2] == "| Narrow | 0 | 2.5 |"
+    for wrong in (3.0, [1.0]):
+        with pytest.raises(ValueError, match="is no list that goes on from 1"):
+            lines_of(table, records(narrow0=wrong))
+
+
 def test_rows_compete_only_within_their_group() -> None:
     plain, bold = "{}".format("x"), "**x**"
     values = [[1.0, 1.1], [5.0, 5.1], [9.0, 9.1], [7.0, 7.1]]
