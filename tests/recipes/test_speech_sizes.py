@@ -26,7 +26,7 @@ PAPER = {
 MILLIONS = {
     "speech_digits_tokenizer": 8.4,
     "speech_digits_tokenizer_gan": 8.4,
-    "speech_digits_codec": 7.7,
+    "speech_digits_codec": 7.6,
     "speech_ljspeech_tokenizer": 40.4,
     "speech_mixture_tokenizer": 40.4,
 }

@@ -38,6 +38,28 @@ def test_the_end_of_text_is_what_the_folder_says(files: dict[str, Any], eos_id: 
     assert HuggingFaceTokenizer.open(folder, "<|endoftext|>").eos_id == 0
 
 
+@pytest.mark.parametrize(
+    ("files", "bos_id"),
+    [
+        ({"tokenizer_config": {"bos_token": "<|im_start|>"}}, 280),
+        ({"tokenizer_config": {"bos_token": None}, "special_tokens_map": {"bos_token": "<|im_start|>"}}, 280),
+        ({"tokenizer_config": {"bos_token": None}, "config": {"bos_token_id": 280}}, 280),
+        ({"generation_config": {"bos_token_id": 280}, "config": {"bos_token_id": 0}}, 280),
+        ({"config": {"bos_token_id": 0}}, 0),
+        ({"config": {"bos_token_id": 65}}, 0),  # an ordinary letter: a default that this tokenizer knows nothing of
+        ({}, 0),
+    ],
+)
+def test_the_beginning_of_text_is_what_the_folder_says(files: dict[str, Any], bos_id: int, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "model", chat_definition(), **files)
+    tokenizer = HuggingFaceTokenizer.open(folder, "<|endoftext|>")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (bos_id, 0)
+    assert HuggingFaceTokenizer.open(folder, "<|endoftext|>", "<|endoftext|>").bos_id == 0
+    assert HuggingFaceTokenizer.open(folder, "<|endoftext|>", "<|im_start|>").bos_id == 280
+    plain = HuggingFaceTokenizer(chat_definition(), eos_token="<|endoftext|>")
+    assert (tokenizer.fingerprint() == plain.fingerprint()) == (bos_id == 0)
+
+
 def test_an_unknown_end_of_text_is_asked_for(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", chat_definition())
     with pytest.raises(ValueError, match=r"give eos_token, perhaps .* <\|endoftext\|>, <\|im_start\|>"):

@@ -22,6 +22,7 @@ from latentlm.tokenizers.fingerprint import Fingerprinted
 from latentlm.tokenizers.latent_statistics import LatentStatistics
 from latentlm.tokenizers.speech import SpeechTokenizer, SpeechTokenizerConfig
 from latentlm.tokenizers.speech.autoencoder import SpeechDecoder
+from latentlm.tokenizers.speech.harmonic import SpokenFrames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +77,19 @@ class MelVocoder(SpeechTokenizer):
         """
         raise ValueError("mel frames look half a window ahead: a vocoder reads whole clips, and streams only sound")
 
-    def reconstruct_with_pitch(
-        self, vectors: Float[Tensor, "B N M"]
-    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B T"] | None]:
-        """Sound of log10 mel magnitudes, not clipped, and its pitch; the decoder sees them normalised.
+    def reconstruct(self, vectors: Float[Tensor, "B N M"]) -> Float[Tensor, "B S"]:
+        """Sound of log10 mel magnitudes, not clipped; the decoder sees them normalised.
 
         Raises:
             ValueError: If the statistics were never measured.
         """
-        return super().reconstruct_with_pitch(self.statistics.normalize(vectors))
+        return super().reconstruct(self.statistics.normalize(vectors))
+
+    def reconstruct_with_frames(
+        self, vectors: Float[Tensor, "B N M"]
+    ) -> tuple[Float[Tensor, "B S"], SpokenFrames | None]:
+        """See `SpeechAutoencoder`; errors as in `reconstruct`."""
+        return super().reconstruct_with_frames(self.statistics.normalize(vectors))
 
     def reconstruct_step(
         self, vectors: Float[Tensor, "B n M"], state: tuple[Any, ...]

@@ -70,8 +70,8 @@ class MelVocoderObjective(SpeechReconstructionObjective):
     def training_pass(self, batch: Mapping[str, Any]) -> SpeechTrainingPass:
         """Reconstructions of the frames as they are; nothing is drawn."""
         waveforms = batch["audio"]
-        reconstructions, pitch = self.tokenizer.reconstruct_with_pitch(self.tokenizer.posterior(waveforms).mean)
-        return SpeechTrainingPass(reconstructions, waveforms.new_zeros(len(waveforms)), {}, pitch)
+        reconstructions, frames = self.tokenizer.reconstruct_with_frames(self.tokenizer.posterior(waveforms).mean)
+        return SpeechTrainingPass(reconstructions, waveforms.new_zeros(len(waveforms)), {}, frames)
 
     def copies(
         self, waveforms: Float[Tensor, "B S"], keys: Int[Tensor, "B"], *, seed: int

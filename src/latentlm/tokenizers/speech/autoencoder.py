@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from latentlm.nn.causal_conv import CausalConv1d, CausalConvTranspose1d, CausalSequential
 from latentlm.tokenizers.fingerprint import Fingerprinted
 from latentlm.tokenizers.speech.convnext import ConvNeXtConfig, ConvNeXtStage
-from latentlm.tokenizers.speech.harmonic import HarmonicSynthesis
+from latentlm.tokenizers.speech.harmonic import HarmonicSynthesis, SpokenFrames
 from latentlm.tokenizers.speech.spectrum import SpectralAnalysis, SpectralSynthesis, SpectrumConfig
 
 # Of the size of quiet speech's hidden states.
@@ -120,14 +120,14 @@ class SpeechDecoder(CausalSequential):
         else:
             self.last = HarmonicSynthesis(config.spectrum, channels[0], sample_rate=config.sample_rate)
 
-    def forward_with_pitch(
+    def forward_with_frames(
         self, vectors: Float[Tensor, "B N C"]
-    ) -> tuple[Float[Tensor, "B S 1"], Float[Tensor, "B T"] | None]:
-        """Whole clips, and the pitch of their frames, Hz; None from a decoder that predicts none."""
+    ) -> tuple[Float[Tensor, "B S 1"], SpokenFrames | None]:
+        """Whole clips, and what their frames were to be; None from a decoder that does not speak by a pitch."""
         if not isinstance(self.last, HarmonicSynthesis):
             return self(vectors), None
         *layers, _ = self
-        return self.last.forward_with_pitch(self.run_through(layers, vectors))
+        return self.last.forward_with_frames(self.run_through(layers, vectors))
 
 
 class SpeechAutoencoder(Fingerprinted):
@@ -174,14 +174,14 @@ class SpeechAutoencoder(Fingerprinted):
 
     def reconstruct(self, vectors: Float[Tensor, "B N C"]) -> Float[Tensor, "B S"]:
         """The decoder, for training: N · hop_length samples of the bottleneck's own vectors, float32, not clipped."""
-        return self.reconstruct_with_pitch(vectors)[0]
+        return self.decoder(vectors).float().squeeze(-1)
 
-    def reconstruct_with_pitch(
+    def reconstruct_with_frames(
         self, vectors: Float[Tensor, "B N C"]
-    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B T"] | None]:
-        """`reconstruct`, and the pitch of the decoder's frames, Hz, if it speaks by one."""
-        waveforms, pitch = self.decoder.forward_with_pitch(vectors)
-        return waveforms.float().squeeze(-1), pitch
+    ) -> tuple[Float[Tensor, "B S"], SpokenFrames | None]:
+        """`reconstruct`, and what the decoder's frames were to be, if it speaks by a pitch."""
+        waveforms, frames = self.decoder.forward_with_frames(vectors)
+        return waveforms.float().squeeze(-1), frames
 
     def reconstruct_step(
         self, vectors: Float[Tensor, "B n C"], state: tuple[Any, ...]

@@ -8,12 +8,15 @@ A convolution of constant inputs gives constant outputs, and so cannot go on wit
 through the latents, at many times their rate. Here the phase is a running sum of the pitch, kept in the stream's state,
 as in neural source-filter models (Wang et al. 2019) and DDSP (Engel et al. 2020).
 
-No gradient flows through phases: the pitch is learned from that of the recordings (`training/losses/pitch.py`).
+No gradient flows through phases: the pitch is learned from that of the recordings (`training/losses/pitch.py`). Nor do
+spectra learn well from sound whose phases and noise are not those of the recording: what frames mean to say is compared
+directly (`training/losses/envelope.py`).
 
 Shapes: B streams, S samples, T frames, F = fft_size / 2 + 1 frequencies, C channels.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -32,6 +35,15 @@ HarmonicState = tuple[Float[Tensor, "B 2 overlap"], Float64[Tensor, "B"], Int[Te
 """What frames so far say of later samples, and their weights; the phase at the next frame, periods; its number."""
 
 
+class SpokenFrames(NamedTuple):
+    """What the decoder means to say in every frame, before phases and noise; all with gradients."""
+
+    pitch: Float[Tensor, "B T"]
+    """Hz."""
+    power: Float[Tensor, "B T F"]
+    """Spectrum that is expected of the frame under a Hann window of mean square 1, with the orthonormal transform."""
+
+
 class HarmonicSynthesis(nn.Module):
     """A `CausalLayer`: hidden states to hop_length samples each.
 
@@ -42,6 +54,7 @@ class HarmonicSynthesis(nn.Module):
     """
 
     window: Tensor
+    analysis_window: Tensor
 
     def __init__(self, config: SpectrumConfig, channels: int, *, sample_rate: int) -> None:
         super().__init__()
@@ -51,15 +64,20 @@ class HarmonicSynthesis(nn.Module):
         nn.init.constant_(self.projection.bias, _FIRST_LEVEL)
         nn.init.zeros_(self.projection.bias[:1])
         self.register_buffer("window", synthesis_window(config), persistent=False)
+        self.register_buffer("analysis_window", unit_hann_window(config.fft_size), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S 1"]:
         """T · hop_length samples of whole clips."""
-        return self.forward_with_pitch(x)[0]
+        return self.step(x, self.init_state(len(x)))[0]
 
-    def forward_with_pitch(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B S 1"], Float[Tensor, "B T"]]:
-        """Samples of whole clips, and the pitch of every frame, Hz, with its gradient."""
-        waveforms, pitch, _ = self._speak(x, self.init_state(len(x)))
-        return waveforms, pitch
+    def forward_with_frames(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B S 1"], SpokenFrames]:
+        """Samples of whole clips, and what their frames were to be."""
+        waveforms, meant, _ = self._speak(x, self.init_state(len(x)))
+        pitch, pulses, shapes = meant
+        power = torch.fft.rfft(pulses * self.analysis_window, norm="ortho").abs().square()
+        # White noise of unit variance has unit power at every frequency, under whatever window of mean square 1.
+        of_pulses, of_noise = shapes.square().unbind(dim=2)
+        return waveforms, SpokenFrames(pitch, power * of_pulses + of_noise)
 
     def init_state(self, batch_size: int) -> HarmonicState:
         """No frame has spoken."""
@@ -74,16 +92,17 @@ class HarmonicSynthesis(nn.Module):
         self, chunk: Float[Tensor, "B n C"], state: HarmonicState
     ) -> tuple[Float[Tensor, "B samples 1"], HarmonicState]:
         """The n · hop_length samples that no later frame adds to. Float32 whatever the autocast type."""
+        if chunk.shape[1] == 0:
+            return state[0].new_zeros(len(chunk), 0, 1), state
         waveforms, _, state = self._speak(chunk, state)
         return waveforms, state
 
     def _speak(
         self, x: Float[Tensor, "B n C"], state: HarmonicState
-    ) -> tuple[Float[Tensor, "B samples 1"], Float[Tensor, "B n"], HarmonicState]:
+    ) -> tuple[Float[Tensor, "B samples 1"], tuple[Tensor, Tensor, Tensor], HarmonicState]:
+        """Samples; pitch [B, n], pulses [B, n, fft_size] and magnitudes [B, n, 2, F] of pulses and noise; state."""
         said, phase, frame = state
         num_frames, hop_length = x.shape[1], self.config.hop_length
-        if num_frames == 0:
-            return said.new_zeros(len(x), 0, 1), said.new_zeros(len(x), 0), state
         features = self.projection(x).float()
         pitch = self._pitch(features[..., 0])
         pulses, phase = self._pulses(pitch.detach().double() / self.sample_rate, phase)
@@ -92,7 +111,7 @@ class HarmonicSynthesis(nn.Module):
         shapes = F.softplus(features[..., 1:]).unflatten(-1, (2, -1)) ** (1 / self.config.power)
         frames = torch.fft.irfft((spectra * shapes).sum(dim=2), n=self.config.fft_size, norm="ortho")
         waveforms, rest = weighted_mean(frames, self.window, hop_length, said)
-        return waveforms, pitch, (rest, phase, frame + num_frames)
+        return waveforms, (pitch, pulses, shapes), (rest, phase, frame + num_frames)
 
     def _pitch(self, logits: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
         """Hz, evenly over the octaves of the range."""
@@ -128,3 +147,9 @@ class HarmonicSynthesis(nn.Module):
         hops = frame[:, None] + torch.arange(num_hops, device=frame.device)
         samples = keyed_normal(0, hops, (hop_length,), stream=_NOISE_STREAM).flatten(1)
         return samples.unfold(1, fft_size, hop_length)[:, :num_frames]
+
+
+def unit_hann_window(fft_size: int) -> Float[Tensor, "fft_size"]:
+    """A Hann window of mean square 1: it leaves the power of white noise as it is."""
+    window = torch.hann_window(fft_size)
+    return window / window.square().mean().sqrt()

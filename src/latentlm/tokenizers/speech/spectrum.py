@@ -35,6 +35,8 @@ from latentlm.nn.pitch import PitchTracker
 
 # Added to |S|², where the root has no derivative: 120 dB below a spectrum of size 1.
 _TINY_POWER = 1e-12
+_SILENT_POWER = 1e-6
+"""Of a bin: levels end 60 dB below full scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,8 @@ class SpectrumConfig:
 class SpectralAnalysis(nn.Module):
     """A `CausalLayer`: samples to hidden states, hop_length samples each.
 
-    For a decoder that speaks by a pitch it tells the pitch of the newest samples too: to read it from spectra takes a
-    network long.
+    A decoder that speaks by a pitch has phases of its own: for it this tells the levels of the spectrum without phases,
+    and the pitch of the newest samples. Both could be read from complex spectra, but a network takes long to learn it.
 
     Args:
         config: The transform.
@@ -87,7 +89,7 @@ class SpectralAnalysis(nn.Module):
         self.config = config
         self.tracker = None if config.pitch_range is None else PitchTracker(sample_rate, config.pitch_range)
         self.frame_length = max(config.fft_size, 0 if self.tracker is None else self.tracker.frame_length)
-        num_features = config.num_features + (0 if self.tracker is None else 2)
+        num_features = config.num_features if self.tracker is None else config.fft_size // 2 + 1 + 2
         self.projection = nn.Linear(num_features, channels)
         initialise_weight(self.projection.weight, fan_in=num_features)
         nn.init.zeros_(self.projection.bias)
@@ -125,12 +127,21 @@ class SpectralAnalysis(nn.Module):
         frames = buffer.squeeze(-1).unfold(1, self.frame_length, hop_length)  # (B, T, frame_length)
         turns, frame = _next_turns(self.turns, frame, num_frames)
         newest = frames[..., self.frame_length - fft_size :]
-        spectrum = torch.view_as_real(torch.fft.rfft(newest * self.window, norm="ortho") * turns)  # (B, T, F, 2)
-        features = _raise_magnitude(spectrum, self.config.power).flatten(2)
-        if self.tracker is not None:
+        newest = newest * self.window
+        if self.tracker is None:
+            spectrum = torch.view_as_real(torch.fft.rfft(newest, norm="ortho") * turns)  # (B, T, F, 2)
+            features = _raise_magnitude(spectrum, self.config.power).flatten(2)
+        else:
             track = self.tracker.of_frames(frames[..., self.frame_length - self.tracker.frame_length :])
-            features = torch.cat([features, self.tracker.features(track)], dim=-1)
+            features = torch.cat([_levels(newest), self.tracker.features(track)], dim=-1)
         return self.projection(features), (rest, frame)
+
+
+def _levels(frames: Float[Tensor, "B T fft_size"]) -> Float[Tensor, "B T F"]:
+    """Log magnitudes, from about -1.5 in silence to 2 in loud speech."""
+    # In float64: a transform of more frames rounds otherwise, and the logarithm of a quiet bin makes much of it.
+    power = torch.fft.rfft(frames.double(), norm="ortho").abs().square()
+    return ((0.5 * (power + _SILENT_POWER).log() + 4) / 2).float()
 
 
 class SpectralSynthesis(nn.Module):

@@ -51,13 +51,13 @@ class SpeechCodecObjective(SpeechReconstructionObjective):
         batches, and the shares of the codes that this batch used and restarted.
         """
         quantized = self.tokenizer.quantize(batch["audio"], seed=batch["noise_seed"], keys=batch["key"])
-        reconstructions, pitch = self.tokenizer.reconstruct_with_pitch(quantized.vectors)
+        reconstructions, frames = self.tokenizer.reconstruct_with_frames(quantized.vectors)
         statistics = {
             "codebook_perplexity": self.tokenizer.quantizer.perplexities().mean(),
             "used_share": quantized.used_share.mean(),
             "restarted_share": quantized.restarted_share.mean(),
         }
-        return SpeechTrainingPass(reconstructions, quantized.commitment.mean(dim=1), statistics, pitch)
+        return SpeechTrainingPass(reconstructions, quantized.commitment.mean(dim=1), statistics, frames)
 
     def copies(
         self, waveforms: Float[Tensor, "B S"], keys: Int[Tensor, "B"], *, seed: int

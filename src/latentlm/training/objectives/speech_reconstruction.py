@@ -29,7 +29,9 @@ from latentlm.data.audio.writing import pcm_bytes, wav_header
 from latentlm.nn.keyed_noise import combine_keys
 from latentlm.nn.pitch import PitchTracker
 from latentlm.tokenizers.speech.autoencoder import SpeechAutoencoder, SpeechAutoencoderConfig
+from latentlm.tokenizers.speech.harmonic import HarmonicSynthesis, SpokenFrames
 from latentlm.training.losses.balancer import BalancerConfig, LossBalancer
+from latentlm.training.losses.envelope import EnvelopeDistance
 from latentlm.training.losses.pitch import pitch_distance
 from latentlm.training.losses.spectral import (
     MelLossConfig,
@@ -76,14 +78,16 @@ class SpeechLossConfig:
     """Of the mean absolute difference of samples, which alone fixes the phase where nobody judges."""
     pitch_weight: float = 5.0
     """Of the distance between the pitch of a decoder that speaks by one and the recording's, octaves."""
+    envelope_weight: float = 0.0
+    """Of the distance between the spectra that the frames of such a decoder are to have and the recording's, nats."""
     adversarial: WaveformAdversarialConfig | None = None
     """Discriminators; they need `discriminator_optim`."""
     balancer: BalancerConfig | None = None
     """Takes the weights for shares of the gradient; null takes them for units."""
 
     def __post_init__(self) -> None:
-        if min(self.beta, self.waveform_weight, self.pitch_weight) < 0:
-            raise ValueError("beta, waveform_weight and pitch_weight are weights, and cannot be negative")
+        if min(self.beta, self.waveform_weight, self.pitch_weight, self.envelope_weight) < 0:
+            raise ValueError("beta and waveform, pitch and envelope_weight are weights, and cannot be negative")
         if self.mel is None and self.stft is None and self.waveform_weight == 0:
             raise ValueError("nothing compares the sounds: give losses.mel, losses.stft or a losses.waveform_weight")
 
@@ -167,8 +171,8 @@ class SpeechTrainingPass(NamedTuple):
     """What beta multiplies."""
     statistics: dict[str, Float[Tensor, ""]]
     """Further numbers for the log, by name; means over the batch."""
-    pitch: Float[Tensor, "B T"] | None = None
-    """Of the decoder's frames, Hz; None of one that predicts none."""
+    frames: SpokenFrames | None = None
+    """What the decoder's frames were to be; None of one that does not speak by a pitch."""
 
 
 class SpeechReconstructionObjective(Objective, ABC):
@@ -204,6 +208,7 @@ class SpeechReconstructionObjective(Objective, ABC):
         # Measured in every run, whatever is minimised.
         self.mel_distance = MultiScaleMelDistance(losses.mel or MelLossConfig(), sample_rate=sample_rate)
         self.stft_distance = MultiScaleSTFTDistance(losses.stft) if losses.stft is not None else None
+        self.envelope_distance = _envelope_distance(tokenizer) if losses.envelope_weight > 0 else None
         self.discriminator = WaveformDiscriminator(losses.adversarial) if losses.adversarial is not None else None
         self.balancer = LossBalancer(losses.balancer, losses.weights) if losses.balancer is not None else None
 
@@ -260,7 +265,8 @@ class SpeechReconstructionObjective(Objective, ABC):
         """All losses from one reconstruction.
 
         `tokenizer`: total; every loss before its weight (mel, stft, waveform, adversarial, feature_matching, as far as
-        they take part); the octaves that the decoder's pitch is off, if it has one; regularizer (before beta); the
+        they take part); the octaves that the decoder's pitch is off, and the nats of its spectra, if it speaks by a
+        pitch; regularizer (before beta); the
         statistics of the training pass; with a balancer the average gradient norm of each loss. With a balancer the
         total's gradient is the balanced one and no longer that of its value. `discriminator`: total, and the mean
         verdicts on real and fake clips; from `start_step` on.
@@ -290,10 +296,13 @@ class SpeechReconstructionObjective(Objective, ABC):
             pull = self.balancer(likeness, reconstructions, num_clips=num_clips, step=step)
             norms = self.balancer.average_norms()
             named |= {f"norm_{name}": norms[name] * share for name in likeness}
-        if made.pitch is not None:
-            named["pitch"] = self._pitch_distance(made.pitch, waveforms).sum() / num_clips
-            # Beside the balancer: it hangs on the decoder's pitch and not on the sound.
+        if made.frames is not None:
+            # Beside the balancer: they hang on what the decoder means to say and not on the sound.
+            named["pitch"] = self._pitch_distance(made.frames.pitch, waveforms).sum() / num_clips
             pull = pull + self.loss_config.pitch_weight * named["pitch"]
+            if self.envelope_distance is not None:
+                named["envelope"] = self.envelope_distance(made.frames.power, waveforms).sum() / num_clips
+                pull = pull + self.loss_config.envelope_weight * named["envelope"]
         named["regularizer"] = regularizer
         named |= {name: value * share for name, value in made.statistics.items()}
         named["total"] = pull + self.loss_config.beta * regularizer
@@ -411,6 +420,19 @@ def build_speech_reconstruction(
             discriminator_optim=recipe.discriminator_optim,
         )
     return objective, make_batches, recipe
+
+
+def _envelope_distance(tokenizer: SpeechAutoencoder) -> EnvelopeDistance:
+    end = tokenizer.decoder.last
+    if not isinstance(end, HarmonicSynthesis):
+        raise ValueError(
+            "losses.envelope_weight compares frames of a decoder that speaks by a pitch; give "
+            "tokenizer.spectrum.pitch_range, such as [60, 400], or leave the weight out"
+        )
+    config = tokenizer.config
+    return EnvelopeDistance(
+        end.analysis_window.clone(), sample_rate=config.sample_rate, hop_length=end.config.hop_length
+    )
 
 
 def _mean_verdicts(judgements: Sequence[Judgement]) -> Float[Tensor, "B"]:

@@ -44,10 +44,10 @@ class SpeechTokenizerObjective(SpeechReconstructionObjective):
         posterior = self.tokenizer.posterior(batch["audio"])
         noise = draw_keyed_noise(posterior, batch["noise_seed"], batch["key"])
         latents = self.tokenizer.bottleneck.sample(posterior, noise)  # (B, N, C), Eq. 5
-        reconstructions, pitch = self.tokenizer.reconstruct_with_pitch(latents)
+        reconstructions, frames = self.tokenizer.reconstruct_with_frames(latents)
         statistics = {"mean_std": posterior.mean.detach().std()}
         regularizer = self.tokenizer.bottleneck.regularizer(posterior)
-        return SpeechTrainingPass(reconstructions, regularizer, statistics, pitch)
+        return SpeechTrainingPass(reconstructions, regularizer, statistics, frames)
 
     def copies(
         self, waveforms: Float[Tensor, "B S"], keys: Int[Tensor, "B"], *, seed: int

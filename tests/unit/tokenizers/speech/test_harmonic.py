@@ -86,8 +86,8 @@ def test_a_row_sounds_as_it_does_alone_and_the_same_at_every_call() -> None:
 
 def test_the_pitch_has_a_gradient_and_the_sound_has_none_through_it() -> None:
     synthesis, x = layer().requires_grad_(True), inputs(1, 8, 6)
-    waveforms, pitch = synthesis.forward_with_pitch(x)
-    assert pitch.shape == (1, 8)
+    waveforms, (pitch, power) = synthesis.forward_with_frames(x)
+    assert (pitch.shape, power.shape) == ((1, 8), (1, 8, synthesis.config.fft_size // 2 + 1))
     assert ((pitch > 60) & (pitch < 400)).all()
     waveforms.square().sum().backward(retain_graph=True)
     assert synthesis.projection.weight.grad is not None
@@ -97,6 +97,22 @@ def test_the_pitch_has_a_gradient_and_the_sound_has_none_through_it() -> None:
     assert synthesis.projection.weight.grad[0].any()
 
 
+def test_frames_have_the_spectra_that_they_mean_to_have() -> None:
+    """Smooth ones: what rings longer than a frame is cut off. Averaged over what noise draws."""
+    synthesis = layer()
+    num_bins = synthesis.config.fft_size // 2 + 1
+    with torch.no_grad():
+        synthesis.projection.weight.zero_()
+        synthesis.projection.bias[1:] = torch.linspace(0.0, -1.0, num_bins).repeat(2)
+        waveforms, frames = synthesis.forward_with_frames(torch.zeros(1, 3000, 6))
+    fft_size, hop_length = synthesis.config.fft_size, synthesis.config.hop_length
+    sound = waveforms[0, :, 0].unfold(0, fft_size, hop_length) * synthesis.analysis_window
+    heard = torch.fft.rfft(sound, norm="ortho").abs().square()[50:].mean(dim=0)
+    meant = frames.power[0, 50:].mean(dim=0)
+    # A thousand independent frames leave some percent of chance, edges of frames some more.
+    assert (heard / meant).log().abs().max() < 0.2
+
+
 def test_tokenizers_speak_by_it_if_their_spectrum_has_a_range_of_pitches() -> None:
     spectrum = SpectrumConfig(fft_size=16, hop_length=5, pitch_range=(10.0, 40.0))
     for tokenizer in (
@@ -104,12 +120,12 @@ def test_tokenizers_speak_by_it_if_their_spectrum_has_a_range_of_pitches() -> No
         tiny_speech_codec("spectral", spectrum=spectrum),
     ):
         vectors = inputs(2, 4, tokenizer.decoder.latent_dim)
-        waveforms, pitch = tokenizer.reconstruct_with_pitch(vectors)
-        assert pitch is not None
-        assert (waveforms.shape, pitch.shape) == ((2, 120), (2, 24))
+        waveforms, frames = tokenizer.reconstruct_with_frames(vectors)
+        assert frames is not None
+        assert (waveforms.shape, frames.pitch.shape) == ((2, 120), (2, 24))
         torch.testing.assert_close(waveforms, tokenizer.reconstruct(vectors))
-    assert tiny_speech_tokenizer("spectral").reconstruct_with_pitch(inputs(2, 4, 3))[1] is None
-    assert tiny_speech_tokenizer("waveform").reconstruct_with_pitch(inputs(2, 4, 3))[1] is None
+    assert tiny_speech_tokenizer("spectral").reconstruct_with_frames(inputs(2, 4, 3))[1] is None
+    assert tiny_speech_tokenizer("waveform").reconstruct_with_frames(inputs(2, 4, 3))[1] is None
 
 
 def test_a_range_of_pitches_must_be_one() -> None:

@@ -19,7 +19,9 @@ def test_chunks_come_back_as_the_whole_does(design: str, sizes: list[int], quant
     assert len(back) == sum(sizes)
     if sum(sizes):
         tokens = tokenizer.encode(whole) if quantized else tokenizer.encode(whole, sample=False)
-        torch.testing.assert_close(back, tokenizer.decode(tokens, num_samples=sum(sizes))[0], atol=1e-5, rtol=0)
+        # A phase sums up how pitches were rounded, and random weights are ten times as loud as speech.
+        tolerance = 1e-4 if design == "harmonic" else 1e-5
+        torch.testing.assert_close(back, tokenizer.decode(tokens, num_samples=sum(sizes))[0], atol=tolerance, rtol=0)
 
 
 def test_sound_comes_out_before_all_of_it_is_in() -> None:
