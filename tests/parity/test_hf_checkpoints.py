@@ -1,14 +1,17 @@
 """Llama, Qwen2 and Qwen3 checkpoints that transformers wrote give its logits and its greedy texts."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_text import added, tiny_bpe
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -21,6 +24,7 @@ from latentlm.models.diffusion_head import DiffusionHeadConfig
 from latentlm.models.hf_checkpoint import config_from_hf, load_hf_backbone
 from latentlm.models.latentlm import LatentLM, LatentLMConfig, ModalityConfig
 from latentlm.sequence import Document, SequenceBuilder, TextPart, VocabularyConfig
+from latentlm.tokenizers.text import TextTokenizerConfig, open_text_tokenizer
 
 NUM_TEXT_IDS = 61
 NUM_ROWS = 64  # padded to a round number, as real tables are
@@ -97,7 +101,11 @@ def theirs(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 def random_model(name: str) -> PreTrainedModel:
     """The same weights every time."""
-    model = MODELS[name]().eval()
+    return randomised(MODELS[name]())
+
+
+def randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, its weights by one seed."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -105,13 +113,13 @@ def random_model(name: str) -> PreTrainedModel:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             else:  # biases included, which are zero in a new Qwen2
                 parameter.normal_(std=0.2, generator=generator)
-    return model
+    return model.eval()
 
 
-def load(folder: Path) -> LatentLM:
+def load(folder: Path, num_text_ids: int = NUM_TEXT_IDS) -> LatentLM:
     transformer, facts = config_from_hf(folder)
     config = LatentLMConfig(
-        vocabulary=VocabularyConfig(num_text_ids=NUM_TEXT_IDS, switch_tokens=True),
+        vocabulary=VocabularyConfig(num_text_ids=num_text_ids, switch_tokens=True),
         transformer=transformer,
         modalities={"image": ModalityConfig(latent_dim=4, head=DiffusionHeadConfig(num_layers=1))},
         tie_embeddings=facts.tie_embeddings,
@@ -184,6 +192,46 @@ def test_every_end_id_of_a_chat_checkpoint_ends_a_text_as_in_transformers(tmp_pa
     request = GenerationRequest(prompt=Document((TextPart(prompt),)), max_new_tokens=12, text=text)
     (part,) = generator.generate([request])[0].parts
     assert part == TextPart(tokenizer.decode(expected[:-1]))
+
+
+@torch.no_grad()
+def test_texts_begin_with_the_token_that_the_checkpoint_s_folder_names(tmp_path: Path) -> None:
+    """As Llama 3's do. What we build of a prompt, and the greedy text behind it, are those of transformers."""
+    base = tiny_bpe().definition
+    begin = added(tiny_bpe().num_ids, "<|begin_of_text|>", special=True)
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": begin["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            begin["content"]: {"id": begin["content"], "ids": [begin["id"]], "tokens": [begin["content"]]}
+        },
+    }
+    definition = {**base, "added_tokens": [*base["added_tokens"], begin], "post_processor": template}
+    (tmp_path / "definition.json").write_text(json.dumps(definition))
+    their_tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "definition.json"), bos_token=begin["content"], eos_token="<|endoftext|>"
+    )
+    folder = tmp_path / "checkpoint"
+    their_tokenizer.save_pretrained(folder)
+    marks = {"bos_token_id": begin["id"], "eos_token_id": tiny_bpe().eos_id}
+    theirs = randomised(llama(vocab_size=begin["id"] + 1, **marks))
+    theirs.save_pretrained(folder)
+
+    tokenizer = open_text_tokenizer(TextTokenizerConfig(kind="huggingface", path=str(folder)))
+    assert tokenizer.bos_id == begin["id"] != tokenizer.eos_id
+    ours = load(folder, tokenizer.num_ids)
+    builder = SequenceBuilder(ours.config.vocabulary, ["image"], tokenizer)
+    prompt = Document((TextPart("The cat sat on"),))
+    start = their_tokenizer("The cat sat on", return_tensors="pt").input_ids
+    assert builder.build(prompt, open_ended=True).input_ids.tolist() == start[0].tolist()
+    request = GenerationRequest(prompt=prompt, max_new_tokens=24, text=TextSamplingConfig(temperature=0.0))
+    (document,) = Generator(ours, builder).generate([request])
+    expected = theirs.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=24)[
+        0, start.shape[1] :
+    ].tolist()
+    text = "".join(part.text for part in document.parts if isinstance(part, TextPart))
+    assert text == tokenizer.decode(expected)
 
 
 def test_every_kind_of_frequency_occurs_under_the_rope_scaling_of_these_tests() -> None:

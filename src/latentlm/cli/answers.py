@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,24 +30,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # No defaults here: `generate` asks which flags were given, and refuses them where there is no prompt.
     group.add_argument("--images", type=int, metavar="N", help="pictures that follow at once (default: 0)")
     group.add_argument(
+        "--image-size",
+        metavar="HEIGHTxWIDTH",
+        help="pixels of those, of models whose pictures say their size: 64x48 is 8 x 6 latents at a patch of 8 "
+        "(default: the tokenizer's size)",
+    )
+    group.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"tokens of free decoding (default: {_MAX_NEW_TOKENS})"
     )
     group.add_argument("--max-images", type=int, metavar="N", help="pictures the model may begin itself; 0: text only")
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: nothing)")
+    group.add_argument(
+        "--negative-prompt",
+        nargs="+",
+        metavar="PART",
+        help="what guidance leads away from, as --prompt (default: nothing)",
+    )
     group.add_argument("--temperature", type=float, help="of text; 0 is greedy (default: the model's)")
     group.add_argument("--top-k", type=int, help="of text (default: the model's)")
     group.add_argument("--top-p", type=float, help="of text (default: the model's)")
+    group.add_argument("--min-p", type=float, help="of text (default: the model's)")
+    group.add_argument("--repetition-penalty", type=float, help="of text; 1 is none (default: the model's)")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end behind this text")
 
 
 FLAGS = (
     "--images",
+    "--image-size",
     "--max-new-tokens",
     "--max-images",
     "--negative-prompt",
     "--temperature",
     "--top-k",
     "--top-p",
+    "--min-p",
+    "--repetition-penalty",
     "--stop",
 )
 """Those that say how a prompt is answered."""
@@ -66,23 +82,70 @@ def parse_prompt(parts: Sequence[str]) -> "Prompt":
     return prompt
 
 
-def answer(pipeline: "DocumentPipeline", arguments: argparse.Namespace) -> None:
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width of "64x48"; None of None.
+
+    Raises:
+        ValueError: If the text says something else.
+    """
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"--image-size is {text!r}; write height and width in pixels, such as 64x48")
+    return int(sides[0]), int(sides[1])
+
+
+def change_sampling(pipeline: "DocumentPipeline", changes: Mapping[str, Any]) -> None:
+    """Replace sampling defaults of a pipeline.
+
+    Args:
+        pipeline: Whatever it samples.
+        changes: Options by what is sampled and dotted name, such as {"image.solver.order": 1}.
+
+    Raises:
+        ValueError: If nothing of that name is sampled, there is no such option, or its value is refused.
+    """
+    from latentlm.config import with_changes
+
+    by_sampled: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        sampled, _, option = name.partition(".")
+        if sampled not in pipeline.sampling or not option:
+            known = ", ".join(f"{one}.NAME" for one in pipeline.sampling)
+            raise ValueError(f"--set {name}: beside a --prompt this model knows {known}")
+        by_sampled.setdefault(sampled, {})[option] = value
+    for sampled, options in by_sampled.items():
+        where = f"sampling of {sampled} of a '{pipeline.kind}'"
+        pipeline.sampling[sampled] = with_changes(pipeline.sampling[sampled], options, where=where)
+
+
+def answer(pipeline: "DocumentPipeline", arguments: argparse.Namespace, changes: Mapping[str, Any]) -> None:
     """Answer the prompts and write `answers.md`, `answers.json` and a PNG per picture.
+
+    Args:
+        pipeline: What answers.
+        arguments: Of the command line.
+        changes: Of the sampling; see `change_sampling`.
 
     Raises:
         ValueError: If a prompt or an option does not fit the model.
     """
     from latentlm.storage import write_file_atomically, write_json
 
+    change_sampling(pipeline, changes)
     prompts = [parse_prompt(parts) for parts in arguments.prompt]
     options: dict[str, Any] = {
         "images": arguments.images or 0,
+        "image_size": parse_size(arguments.image_size),
         "max_new_tokens": _MAX_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens,
         "max_images": arguments.max_images,
-        "negative_prompt": arguments.negative_prompt,
+        "negative_prompt": parse_prompt(arguments.negative_prompt) if arguments.negative_prompt else None,
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
         "stop_strings": arguments.stop,
         "cfg_scale": arguments.cfg_scale,
         "num_inference_steps": arguments.steps,

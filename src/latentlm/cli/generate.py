@@ -6,6 +6,11 @@
 Of labels it writes one PNG per image, grid.png with all of them, and generation.json with everything needed to draw
 them again; of prompts answers.md, answers.json and the pictures. The same seed gives the same image or answer whatever
 is made beside it.
+
+--set NAME=VALUE changes any sampling option that the model was saved with, as its generation_config.json lists them.
+Without --prompt NAME is one of the pictures' (cfg_scale, solver.order, guidance.step_schedule, ...; of models of codes
+temperature, top_k, ...). With --prompt it begins with what is sampled: text.temperature, text.eos_ids,
+image.solver.order, image.guidance.interval, image.top_k of models of codes, speech.cfg_scale, ...
 """
 
 import argparse
@@ -28,7 +33,7 @@ TAKES_RECIPE = False
 _DEFAULT_NUM_IMAGES = 16
 _DEFAULT_BATCH_SIZE = 64
 
-_FLAGS_OF_CLASSES = ("--labels", "--num-images", "--set", "--batch-size", "--columns")
+_FLAGS_OF_CLASSES = ("--labels", "--num-images", "--batch-size", "--columns")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other sampling option of the model, such as temperature=0.9; may be repeated",
+        help="any sampling option of the model, such as temperature=0.9, or with --prompt text.temperature=0.9 and "
+        "image.solver.order=1 (see above); may be repeated",
     )
     parser.add_argument("--batch-size", type=int, help=f"images drawn at a time (default: {_DEFAULT_BATCH_SIZE})")
     add_precision(parser)
@@ -89,7 +95,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.prompt:
         if not isinstance(pipeline, DocumentPipeline) or pipeline.text_tokenizer is None:
             raise ValueError(f"{arguments.model} holds a '{pipeline.kind}', which reads no prompts; give --labels")
-        answers.answer(pipeline, arguments)
+        answers.answer(pipeline, arguments, read_assignments(arguments.set, flag="--set"))
         return 0
     if not isinstance(pipeline, ImagePipeline):
         raise ValueError(f"{arguments.model} holds a '{pipeline.kind}', which draws nothing")

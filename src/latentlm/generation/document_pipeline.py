@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from typing import Any
+from numbers import Integral
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -74,8 +75,10 @@ class DocumentPipeline(ABC):
         sampling: Defaults; `TextSamplingConfig` under "text".
         text_tokenizer: None for a model without text.
         prompts: Turns prompts into documents.
+        ends_pictures_itself: Whether the model decides where a picture ends, or all have one length by construction.
     """
 
+    ends_pictures_itself: ClassVar[bool] = True
     kind: str
     model: Any
     tokenizers: dict[str, Any]
@@ -97,11 +100,12 @@ class DocumentPipeline(ABC):
         """Answer prompts of text and pictures with text and pictures, as one batch.
 
         Args:
-            prompts: Each a text, a picture, or a sequence of both.
+            prompts: Each a text, a picture, or a sequence of both; parts of answers among them.
             **options: See `requests`, and `num_inference_steps` and `solver` in `stream`.
 
         Returns:
-            The parts of every answer, in the order of the prompts.
+            The parts of every answer, in the order of the prompts. Put into a further prompt, a picture is read as the
+            latents or codes that it was drawn as (see `DrawnPicture`).
         """
         answers: dict[int, list[RawPart]] = {}
         for event in self.stream(prompts, **options):
@@ -163,7 +167,7 @@ class DocumentPipeline(ABC):
         prompts: SequenceOf[Prompt],
         *,
         images: int = 0,
-        image_size: tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
         max_new_tokens: int = 256,
         max_images: int | None = None,
         whole_pictures: bool = True,
@@ -173,10 +177,10 @@ class DocumentPipeline(ABC):
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
-        stop_strings: SequenceOf[str] = (),
+        stop_strings: str | SequenceOf[str] = (),
         negative_prompt: Prompt | None = None,
         intermediate_prompts: SequenceOf[Prompt] = (),
-        cfg_scale: float | tuple[float, ...] | None = None,
+        cfg_scale: float | SequenceOf[float] | None = None,
         seed: int = 0,
         seeds: SequenceOf[int] | None = None,
         sample_prompts: bool = True,
@@ -186,7 +190,8 @@ class DocumentPipeline(ABC):
         Args:
             prompts: As in `generate`.
             images: Pictures that follow every prompt at once ("now an image").
-            image_size: Height and width of those, pixels; None is the tokenizer's training size.
+            image_size: Height and width of those, pixels, or the side of a square; None is the tokenizer's training
+                size.
             max_new_tokens: Free decoding after them; 0 for none.
             max_images: Pictures that the model may begin by itself; 0 is text only, None any number.
             whole_pictures: Pictures that the model begins get their full length; False leaves the end to the model too.
@@ -196,10 +201,11 @@ class DocumentPipeline(ABC):
             top_p: Likewise.
             min_p: Likewise.
             repetition_penalty: Likewise.
-            stop_strings: Text ends behind the first of them.
+            stop_strings: Text ends behind the first of them, or the only one.
             negative_prompt: What guidance leads away from; None is nothing at all.
             intermediate_prompts: For guidance by several conditions; see `GenerationRequest`.
-            cfg_scale: Guidance of pictures; None takes the model's default.
+            cfg_scale: Guidance of pictures, with intermediate prompts one for each condition; None takes the model's
+                default.
             seed: Of the first prompt; prompt i has seed + i.
             seeds: One per prompt instead.
             sample_prompts: Pictures of prompts are samples of the posterior, as in training, or else its mean.
@@ -207,6 +213,14 @@ class DocumentPipeline(ABC):
         Raises:
             ValueError: If a prompt or an option does not fit the model.
         """
+        _check_list(prompts, "prompts")
+        _check_list(intermediate_prompts, "intermediate_prompts")
+        _check_count(images, "images")
+        _check_count(max_new_tokens, "max_new_tokens")
+        if max_images is not None:
+            _check_count(max_images, "max_images")
+        if image_size is not None and not images:
+            raise ValueError("image_size is that of the pictures that are asked for; give their number: images=1")
         seeds = [seed + number for number in range(len(prompts))] if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds were given for {len(prompts)} prompts; give one per prompt")
@@ -233,10 +247,10 @@ class DocumentPipeline(ABC):
                 max_new_tokens=max_new_tokens,
                 max_spans=max_images,
                 free_lengths=self._free_lengths() if whole_pictures else {},
-                stop_strings=tuple(stop_strings),
+                stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
                 negative_prompt=None if negative_prompt is None else encoded(negative_prompt, own_seed),
                 intermediate_prompts=tuple(encoded(between, own_seed) for between in intermediate_prompts),
-                cfg_scale=cfg_scale,
+                cfg_scale=tuple(cfg_scale) if isinstance(cfg_scale, SequenceOf) else cfg_scale,
                 seed=own_seed,
                 text=text,
             )
@@ -250,11 +264,12 @@ class DocumentPipeline(ABC):
         rows, columns = tokenizer.grid(tokenizer.config.image_size, tokenizer.config.image_size)
         return {"image": rows * columns}
 
-    def _image_span(self, image_size: tuple[int, int] | None) -> LatentSpan:
+    def _image_span(self, image_size: int | tuple[int, int] | None) -> LatentSpan:
         tokenizer = self.prompts.tokenizer
         assert tokenizer is not None
         side = tokenizer.config.image_size
-        grid = tokenizer.grid(*((side, side) if image_size is None else image_size))
+        size = side if image_size is None else image_size
+        grid = tokenizer.grid(*((size, size) if isinstance(size, int) else size))
         if self.prompts.says_size:
             return LatentSpan("image", grid=grid)
         if image_size is not None and grid != tokenizer.grid(side, side):
@@ -262,3 +277,14 @@ class DocumentPipeline(ABC):
                 f"the pictures of this model do not say their size: all are {side} x {side}; leave image_size out"
             )
         return LatentSpan("image", grid[0] * grid[1])
+
+
+def _check_list(prompts: Any, name: str) -> None:
+    # A string would be taken letter by letter, a picture row by row.
+    if isinstance(prompts, str) or not isinstance(prompts, SequenceOf):
+        raise ValueError(f"{name} is one {type(prompts).__name__}; give a list of prompts, if only of one: [prompt]")
+
+
+def _check_count(count: Any, name: str) -> None:
+    if not isinstance(count, Integral) or count < 0:
+        raise ValueError(f"{name} is {count!r}; it must be a whole number, 0 or above")

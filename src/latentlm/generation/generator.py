@@ -29,7 +29,7 @@ from latentlm.generation.requests import (
     PartEvent,
     TokenEvent,
 )
-from latentlm.generation.rows import Links, Row, Stream, Token, flush_text, take_text
+from latentlm.generation.rows import Links, Row, Stream, Token, allocate_cache, flush_text, take_text
 from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.models.diffusion_head import DiffusionHead
 from latentlm.models.kv_cache import KVCache
@@ -113,8 +113,8 @@ class Generator:
                 for stream in row.weaker:
                     stream.cache_row = num_streams
                     num_streams += 1
-        # One slot more than any row needs: right padding is written there.
-        cache = self.model.transformer.allocate_cache(num_streams, 1 + max(self._budget(row) for row in rows))
+        longest = max(self._budget(row) for row in rows)
+        cache = allocate_cache(self.model.transformer, num_streams=num_streams, longest=longest)
         step_embeddings = self._embed_steps()
         active = list(rows)
         while active:
@@ -291,6 +291,7 @@ class Generator:
         starts = torch.tensor([stream.length for stream in streams])
         counts = torch.tensor([len(stream.pending) for stream in streams])
         length = int((starts + counts).max())
+        cache.reserve(length + 1)
         columns = torch.arange(width)
         # Right padding goes to the cache's last slot, which no row ever reaches and no query sees.
         positions = torch.where(columns < counts[:, None], starts[:, None] + columns, cache.max_length - 1)

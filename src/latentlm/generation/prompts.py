@@ -1,22 +1,26 @@
 """Between what people hold (strings, pictures, sounds) and what the model reads (documents of text and latents).
 
+An answer is made of what a prompt may be made of, and can be put into the next one. Its pictures remember the latents
+or codes they were drawn as: their pixels are rounded, and encoding those would sample other latents.
+
 Shapes: C channels, H height, W width of a picture, in pixels; S samples of a sound.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from latentlm.data.audio import decode_audio
 from latentlm.data.decode import read_file
-from latentlm.data.images import load_image, load_image_of_any_shape, to_unit_range
+from latentlm.data.images import load_image, load_image_of_any_shape, to_channels, to_unit_range
 from latentlm.nn.keyed_noise import combine_keys, signed_int64
 from latentlm.pictures import to_uint8
 from latentlm.sequence import CodePart, Document, LatentPart, Part, TextPart
@@ -40,9 +44,57 @@ class Sound:
     sample_rate: int
 
 
-PromptPart = str | Image.Image | np.ndarray | Tensor | Sound | Path
-"""Text; a picture (a Pillow image, uint8 [H, W] or [H, W, C], float [C, H, W] in [-1, 1]); a sound; or the path of a
-picture or sound file."""
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a model drew before it was decoded.
+
+    Attributes:
+        part: Latents or codes.
+        fingerprint: Of the tokenizer that they belong to.
+    """
+
+    part: LatentPart | CodePart
+    fingerprint: str
+
+
+class DrawnPicture(Image.Image):
+    """A picture that a model drew and that remembers as what; copies of it are ordinary pictures.
+
+    Args:
+        picture: As it was decoded.
+        drawn: From what.
+    """
+
+    # What Pillow or pickle make of it without __init__ remembers nothing.
+    _drawn: Drawn | None = None
+    _digest = b""
+
+    def __init__(self, picture: Image.Image, drawn: Drawn) -> None:
+        super().__init__()
+        self.__setstate__(picture.__getstate__())  # Pillow's way to fill an image of another class
+        self._drawn, self._digest = drawn, _digest_of(self)
+
+    @property
+    def drawn(self) -> Drawn | None:
+        """As what it was drawn; None once its pixels were changed."""
+        return self._drawn if _digest_of(self) == self._digest else None
+
+
+def _digest_of(picture: Image.Image) -> bytes:
+    return hashlib.sha256(picture.tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class BrokenPicture:
+    """A picture that the model closed at a length that fills no grid, so that it cannot be decoded."""
+
+    num_tokens: int
+    drawn: Drawn | None = field(default=None, compare=False, repr=False)
+
+
+PromptPart = str | Image.Image | np.ndarray | Tensor | BrokenPicture | Sound | Path
+"""Text; a picture (a Pillow image, uint8 [H, W] or [H, W, C], float [C, H, W] in [-1, 1], or one of an answer); a
+sound; or the path of a picture or sound file."""
 
 Prompt = PromptPart | Sequence[PromptPart]
 """One part, or several in order."""
@@ -97,6 +149,8 @@ class PromptEncoder:
     def _part(self, part: PromptPart, number: int, seed: int, sample: bool) -> Part:
         if isinstance(part, str):
             return TextPart(part)
+        if (drawn := self._as_drawn(part)) is not None:
+            return drawn
         if isinstance(part, Sound) or (isinstance(part, Path) and part.suffix.lower() in SOUND_SUFFIXES):
             return self._sound_part(part, number, seed, sample)
         tokenizer = self.tokenizer
@@ -111,6 +165,25 @@ class PromptEncoder:
         key = torch.tensor([number], device=pixels.device)
         noise_seed = int(combine_keys(_PROMPT_STREAM, signed_int64(seed)))
         return LatentPart("image", tokenizer.sample_keyed(tokenizer.posterior(pixels), noise_seed, key)[0], grid)
+
+    def _as_drawn(self, part: PromptPart) -> LatentPart | CodePart | None:
+        """The latents or codes that a picture was drawn as; None for what must be encoded."""
+        tokenizer = self.tokenizer
+        if tokenizer is None or not isinstance(part, DrawnPicture | BrokenPicture):
+            return None
+        drawn = part.drawn
+        if drawn is not None and drawn.fingerprint == tokenizer.fingerprint():
+            tokens = drawn.part
+            # Models of one tokenizer may yet differ in whether pictures say their size.
+            if (tokens.grid is not None) == self.says_size:
+                is_codes = isinstance(tokens, CodePart)
+                return tokens if is_codes else replace(tokens, latents=tokens.latents.to(self.tokenizer_device))
+        if isinstance(part, BrokenPicture):
+            raise ValueError(
+                f"the prompt holds a broken picture of {part.num_tokens} tokens that this model cannot read: it has no "
+                "pixels, and its tokens are those of another model"
+            )
+        return None
 
     def _sound_part(self, part: Sound | Path, number: int, seed: int, sample: bool) -> LatentPart:
         tokenizer = self.speech_tokenizer
@@ -150,7 +223,7 @@ class PromptEncoder:
         if isinstance(picture, Path):
             data: Any = read_file(picture)
         elif isinstance(picture, Image.Image):
-            data = np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+            data = np.asarray(to_channels(ImageOps.exif_transpose(picture), config.num_channels))
         elif isinstance(picture, np.ndarray):
             data = picture
         else:
@@ -176,18 +249,17 @@ class PromptEncoder:
                 f"{name} is a tensor of shape {tuple(picture.shape)}; expected float [{config.num_channels}, "
                 f"{config.image_size}, {config.image_size}] in [-1, 1]"
             )
+        # Written so that NaN is refused, too.
+        if not picture.is_floating_point() or not bool((picture.abs() <= 1).all()):
+            raise ValueError(
+                f"{name} is a tensor of {picture.dtype} that holds other values than pixels in [-1, 1]; give 8-bit "
+                "pixels as an array or a Pillow image"
+            )
         return picture.float()
 
 
-@dataclass(frozen=True)
-class BrokenPicture:
-    """A picture that the model closed at a length that fills no grid, so that it cannot be decoded."""
-
-    num_tokens: int
-
-
 RawPart = str | Image.Image | BrokenPicture | Sound
-"""A part of an answer."""
+"""A part of an answer; models answer with `DrawnPicture`s."""
 
 
 def raw_parts(document: Document, tokenizers: Mapping[str, Any]) -> list[RawPart]:
@@ -204,15 +276,16 @@ def raw_parts(document: Document, tokenizers: Mapping[str, Any]) -> list[RawPart
 @torch.no_grad()
 def decoded(
     part: LatentPart | CodePart, tokenizer: AnyImageTokenizer | SpeechTokenizer
-) -> Image.Image | BrokenPicture | Sound:
+) -> DrawnPicture | BrokenPicture | Sound:
     """The sound of some latents, or the picture of some latents or codes, if they are as many as a picture has."""
     if isinstance(tokenizer, SpeechTokenizer):
         assert isinstance(part, LatentPart)
         return Sound(tokenizer.decode(part.latents[None])[0].cpu(), tokenizer.config.sample_rate)
     tokens = part.latents if isinstance(part, LatentPart) else part.codes
     rows, columns = part.grid or tokenizer.grid(tokenizer.config.image_size, tokenizer.config.image_size)
+    drawn = Drawn(part, tokenizer.fingerprint())
     if len(tokens) != rows * columns:
-        return BrokenPicture(len(tokens))
+        return BrokenPicture(len(tokens), drawn)
     pixels = tokenizer.decode(tokens[None], grid=part.grid)
     array = to_uint8(pixels)[0].permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if pixels.shape[1] == 1 else array)
+    return DrawnPicture(Image.fromarray(array[..., 0] if pixels.shape[1] == 1 else array), drawn)

@@ -8,10 +8,29 @@ import torch
 from torch import Tensor
 
 from latentlm.generation.requests import GenerationRequest, LatentSpan, PartEvent
+from latentlm.models.kv_cache import KVCache
+from latentlm.models.transformer import Transformer
 from latentlm.sequence import Part, TextPart, TextTokenizer
 
 Token = int | tuple[str, Tensor]
 """A discrete id, or (modality, latent)."""
+
+_FIRST_POSITIONS = 4096
+"""That a cache has room for before it grows."""
+
+
+def allocate_cache(transformer: Transformer, *, num_streams: int, longest: int) -> KVCache:
+    """An empty cache that begins no longer than most answers are: bounds may be large, and are seldom reached.
+
+    Whoever reads calls its `reserve` first, for one slot more than there are positions: right padding is written to the
+    last slot, which no row reaches.
+
+    Args:
+        transformer: Whose keys and values it keeps.
+        num_streams: Its rows.
+        longest: Most positions that a stream can fill.
+    """
+    return transformer.allocate_cache(num_streams, 1 + min(longest, _FIRST_POSITIONS))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Keys and values of past positions, allocated once for a whole generation.
+"""Keys and values of past positions.
 
 Row b keeps the key of position p in slot p, so rows may have different lengths: a query at position p sees the slots
 up to p, whatever lies behind them. Slots of right padding are overwritten when the row reaches them.
@@ -7,10 +7,11 @@ up to p, whatever lies behind them. Slots of right padding are overwritten when 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class KVCache:
-    """Cache for `num_rows` sequences of at most `max_length` positions.
+    """Cache for `num_rows` sequences of at most `max_length` positions, until `reserve` makes room for more.
 
     Shapes: L layers, R rows, H key-value heads, S max_length, Dh head_dim. Memory: 2·L·R·H·S·Dh elements.
     """
@@ -31,6 +32,13 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.max_length = max_length
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions, by at least as many again as there are, so that growing is seldom."""
+        if length > self.max_length:
+            more = max(length, 2 * self.max_length) - self.max_length
+            self.keys, self.values = (F.pad(store, (0, 0, 0, more)) for store in (self.keys, self.values))
+            self.max_length += more
 
     def view(self, positions: Int[Tensor, "B T"], *, length: int, rows: Int[Tensor, "B"] | None = None) -> "CacheView":
         """The part of the cache that one forward pass writes to and reads from.

@@ -78,7 +78,7 @@ class _Draft:
 
 
 class SequenceBuilder:
-    """Turns documents into sequences and back, exactly.
+    """Turns documents into sequences and back, exactly but for what `Document.normal_form` says.
 
     Args:
         vocabulary: The id space.
@@ -191,7 +191,7 @@ class SequenceBuilder:
         return [self.vocabulary.size_id(rows), self.vocabulary.size_id(columns)]
 
     def restore(self, sequence: Sequence) -> Document:
-        """The document of a sequence; the inverse of `build` up to joining neighbouring and dropping empty texts."""
+        """The document of a sequence, in `Document.normal_form`, ids of text as text; the inverse of `build`."""
         parts: list[Part] = []
         text: list[int] = []
         used = dict.fromkeys(sequence.latents, 0)

@@ -4,7 +4,7 @@ Shapes: T positions, n latents of one modality, C its latent_dim.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -65,6 +65,9 @@ Part = TextPart | IdsPart | LabelPart | LatentPart | CodePart
 class Document:
     """An ordered list of parts.
 
+    A sequence knows no empty text, and not where one text ends and the next begins: of documents that differ in these
+    alone, `normal_form` is the one that `SequenceBuilder.restore` gives back.
+
     Attributes:
         parts: What the document says.
         key: 64-bit identity; training noise is drawn from it, so that it does not depend on packing order.
@@ -78,6 +81,19 @@ class Document:
     begins: bool = True
     ends: bool = True
     group: int = 0
+
+    def normal_form(self) -> "Document":
+        """The same document without empty texts, and with neighbouring ones as one text."""
+        parts: list[Part] = []
+        for part in self.parts:
+            last = parts[-1] if parts else None
+            if not isinstance(part, TextPart):
+                parts.append(part)
+            elif isinstance(last, TextPart):
+                parts[-1] = TextPart(last.text + part.text)
+            elif part.text:
+                parts.append(part)
+        return replace(self, parts=tuple(parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,11 +79,12 @@ def cut(segments: Sequence[Segment], max_length: int) -> list[tuple[Segment, ...
             current.append(segment)
             room -= segment.num_tokens
             continue
-        ids = segment.ids
-        while ids:
+        start = 0  # an index: copying the rest for every piece would make long texts quadratic
+        while start < len(segment.ids):
             if room == 0:
                 close()
-            current.append(IdsPart(ids[:room]))
-            ids, room = ids[room:], room - len(current[-1].ids)  # pyright: ignore[reportAttributeAccessIssue]
+            ids = segment.ids[start : start + room]
+            current.append(IdsPart(ids))
+            start, room = start + len(ids), room - len(ids)
     close()
     return pieces

@@ -80,7 +80,7 @@ class RawPiece:
         media: Pictures, uint8 [C, H, W] each, and what was encoded beforehand.
         key: Identity of the piece in this epoch; noise hangs on it.
         group: Number of its source.
-        begins_anew: Its beginning was dropped on purpose: it is to begin as a document does.
+        begins_anew: It was reduced to one medium on purpose, which is to begin as a document does.
     """
 
     segments: tuple[Segment, ...]
@@ -100,6 +100,12 @@ class DocumentPieces:
         max_length: Longest piece, in tokens.
         group: Number of the source, for its pieces.
         progress: Show a progress bar of this name; None for none.
+
+    Attributes:
+        source: As given.
+        lengths: Int64, tokens of every piece.
+        num_units: Pieces, those that templates make of the same record counted as one.
+        rejected: Records that could not be read, each once.
     """
 
     def __init__(
@@ -119,20 +125,24 @@ class DocumentPieces:
         self._max_length = max_length
         self._cache: OrderedDict[int, list[tuple[Segment, ...]]] = OrderedDict()
         self._cached_ids = 0
-        rejected = list(source.rejected)
+        rejected: dict[int, BadRecord] = {}
         places: list[tuple[int, int]] = []
         lengths: list[int] = []
         for index in tqdm(range(len(source)), desc=progress, unit="document", disable=progress is None):
             try:
                 pieces = self._cut(index, source[index])
             except BadRecord as error:
-                rejected.append(error)
+                rejected.setdefault(source.record(index), error)
                 continue
             places += [(index, number) for number in range(len(pieces))]
             lengths += [num_tokens(piece) for piece in pieces]
-        self.rejected = tuple(rejected)
+        self.rejected = (*source.rejected, *rejected.values())
         self.lengths = np.array(lengths, dtype=np.int64)
         self._places = np.array(places, dtype=np.int64).reshape(-1, 2)
+        # The same piece of a record's documents by several templates is one: what is broken in it is broken in all.
+        records = np.array([source.record(index) for index, _ in places], dtype=np.int64)
+        distinct, self._units = np.unique(records * len(places) + self._places[:, 1], return_inverse=True)
+        self.num_units = len(distinct)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": OrderedDict(), "_cached_ids": 0}
@@ -156,6 +166,10 @@ class DocumentPieces:
             segments.append(segment)
         key = int(combine_keys(self._group, document.key, number, planned.epoch))
         return RawPiece(tuple(segments), tuple(media), key, self._group)
+
+    def unit(self, piece: int) -> int:
+        """Number of a piece in [0, num_units), for counting bad ones."""
+        return int(self._units[piece])
 
     def _pieces(self, index: int, document: RawDocument) -> list[tuple[Segment, ...]]:
         if index not in self._cache:
@@ -190,7 +204,7 @@ class DocumentBatches(Dataset[BatchResult]):
         batch_size: Rows of a batch on one rank.
         rank: Of this process.
         world_size: Ranks that share the plan.
-        max_bad_records: How many documents may be unreadable.
+        max_bad_records: How many documents may be unreadable; those that templates make of one record count once.
     """
 
     def __init__(
@@ -213,21 +227,21 @@ class DocumentBatches(Dataset[BatchResult]):
         self._world_size = world_size
 
     def __len__(self) -> int:
-        """Documents' pieces in all sources."""
-        return sum(len(source.lengths) for source in self._sources)
+        """Pieces in all sources, as bad ones are counted."""
+        return sum(source.num_units for source in self._sources)
 
     def __getitem__(self, number: int) -> BatchResult:
-        place = (number * self._world_size + self._rank) * self._batch_size
-        stop = place + self._batch_size
         met: dict[int, BadRecord] = {}
         rows: list[list[RawPiece]] = []
-        # A batch of which nothing is readable takes the next row that is.
-        while (place < stop or not rows) and len(met) <= self.max_bad_records:
-            (planned_row,) = self._plan.rows(place, place + 1)
-            if row := self._read_row(planned_row, met):
-                rows.append(row)
-            place += 1
-        return ({"rows": rows} if len(met) <= self.max_bad_records else None), plain_bad_records(met)
+        # Instead of a batch of which nothing is readable this rank's next one is taken, here and again in its turn: the
+        # rows that follow are those of other ranks, which train on them in this very step.
+        while not rows and len(met) <= self.max_bad_records and len(met) < len(self):
+            start = (number * self._world_size + self._rank) * self._batch_size
+            planned = self._plan.rows(start, start + self._batch_size)
+            rows = [row for planned_row in planned if (row := self._read_row(planned_row, met))]
+            number += 1
+        usable = rows and len(met) <= self.max_bad_records
+        return ({"rows": rows} if usable else None), plain_bad_records(met)
 
     def _read_row(self, planned_row: Sequence[PlannedPiece], met: dict[int, BadRecord]) -> list[RawPiece]:
         row = []
@@ -239,4 +253,5 @@ class DocumentBatches(Dataset[BatchResult]):
         return row
 
     def _record_number(self, planned: PlannedPiece) -> int:
-        return sum(len(source.lengths) for source in self._sources[: planned.source]) + planned.piece
+        before = sum(source.num_units for source in self._sources[: planned.source])
+        return before + self._sources[planned.source].unit(planned.piece)

@@ -60,6 +60,12 @@ def load_initial_weights(model: LatentLM, folder: Path, text_tokenizer: StoredTe
     if not _is_run(folder):
         load_hf_backbone(model, folder)
         _, facts = config_from_hf(folder)
+        if facts.bos_id not in (None, text_tokenizer.bos_id):
+            _log.warning(
+                "init_from: the model of %s knows texts that begin with the id %d, but this text tokenizer begins them "
+                "with %d; take the tokenizer of that folder, or name its token: --text_tokenizer.bos_token",
+                *(folder, facts.bos_id, text_tokenizer.bos_id),
+            )
         return tuple(token for token in facts.eos_ids if token != text_tokenizer.eos_id)
     pipeline = LatentLMPipeline.from_pretrained(folder)
     _refuse_other_tokens(model, text_tokenizer, pipeline, folder)

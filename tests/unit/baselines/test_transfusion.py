@@ -332,6 +332,10 @@ def tiny_recipe(folder: Path, **changes: Any) -> TransfusionRecipe:
     return from_mapping(TransfusionRecipe, mapping)
 
 
+def pictures(count: int) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(1, 8, 8, dtype=torch.uint8) for _ in range(count))
+
+
 @pytest.fixture
 def built(tmp_path: Path) -> tuple[TransfusionObjective, dict[str, Any]]:
     """An objective with random weights everywhere, and its first raw batch."""
@@ -357,13 +361,23 @@ def test_pictures_without_their_condition_keep_the_whole_range_of_noise(
     built: tuple[TransfusionObjective, dict[str, Any]],
 ) -> None:
     objective, _ = built
-    piece = RawPiece((LatentSlot("image", 4, 0), IdsPart((97, EOS))), (torch.zeros(1),), key=1, group=0)
-    dropped = dataclasses.replace(piece, key=2, begins_anew=True)
-    tokens = {key: [torch.zeros(4, 6)] for key in (1, 2)}
-    assert objective.lay_out([[piece]], tokens, 0).is_before_caption.tolist() == [True]
-    assert objective.lay_out([[dropped]], tokens, 0).is_before_caption.tolist() == [False]
-    # It begins as guidance's unconditional stream does.
-    assert objective.lay_out([[dropped]], tokens, 0).packed.input_ids[0, 0] == EOS
+    objective.drop_cond_prob = 1.0
+    told = RawPiece((IdsPart((EOS, 98)), LatentSlot("image", 4, 0), IdsPart((97, EOS))), pictures(1), key=1, group=0)
+    batch = objective.prepare({"rows": [[told]]}, step=0, seed=0)
+    assert batch.is_before_caption.tolist() == [False]
+    assert batch.packed.input_ids[0, 0] == EOS  # as guidance's unconditional stream begins
+
+
+def test_captioned_pictures_are_always_noised_less_whatever_is_dropped(
+    built: tuple[TransfusionObjective, dict[str, Any]],
+) -> None:
+    objective, _ = built
+    objective.drop_cond_prob = 1.0
+    captioned = RawPiece((IdsPart((EOS,)), LatentSlot("image", 4, 0), IdsPart((97, EOS))), pictures(1), key=1, group=0)
+    for step in range(5):
+        batch = objective.prepare({"rows": [[captioned]]}, step=step, seed=0)
+        assert batch.is_before_caption.tolist() == [True]
+        assert batch.packed.input_ids[0, 7:9].tolist() == [97, EOS]
 
 
 def test_held_out_text_is_scored_after_clean_pictures(built: tuple[TransfusionObjective, dict[str, Any]]) -> None:

@@ -24,7 +24,16 @@ from latentlm.baselines.vq_mllm import (
 from latentlm.config import from_mapping
 from latentlm.generation.requests import DoneEvent
 from latentlm.models.transformer import TransformerConfig
-from latentlm.sequence import CodePart, Document, IdsPart, LatentSlot, PackedBatch, SequenceBuilder, TextPart
+from latentlm.sequence import (
+    IGNORE_LABEL,
+    CodePart,
+    Document,
+    IdsPart,
+    LatentSlot,
+    PackedBatch,
+    SequenceBuilder,
+    TextPart,
+)
 from latentlm.tokenizers.text import ByteTokenizer
 from latentlm.training.document_batches import RawPiece
 from latentlm.training.trainer import Trainer
@@ -273,7 +282,8 @@ def test_a_document_without_its_condition_reads_like_the_unconditional_stream(tm
     batch = objective.prepare({"rows": [[piece]]}, step=0, seed=0)
     vocabulary = objective.model.config.vocabulary
     assert batch.input_ids[0, :2].tolist() == [EOS, vocabulary.begin_id("image")]
-    assert batch.input_ids[0, 6:9].tolist() == [vocabulary.end_id("image"), 98, EOS]
+    assert batch.input_ids[0, 6:].tolist() == [vocabulary.end_id("image")] + [vocabulary.pad_id] * 41
+    assert batch.labels[0, 6:].unique().tolist() == [IGNORE_LABEL]
 
 
 def test_a_run_is_logged_by_source_held_out_and_saved_with_its_tokenizers(tmp_path: Path) -> None:

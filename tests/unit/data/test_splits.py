@@ -6,11 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentlm.catalog import KINDS
+from latentlm.config import load_recipe
 from latentlm.data import DataError, ImageDataConfig, open_images
 from latentlm.data.datasets import split_of
+from latentlm.data.documents import open_documents
 from latentlm.data.splits import make_split, read_split, write_split
 
-COMMITTED = {"fashion_mnist.json": 60_000, "mnist.json": 60_000, "cifar10_jpeg.json": 50_000}
+COMMITTED = {
+    "fashion_mnist.json": 60_000,
+    "mnist.json": 60_000,
+    "cifar10_jpeg.json": 50_000,
+    "tinyshakespeare.json": 6283,
+}
 
 
 def npz(folder: Path, count: int) -> str:
@@ -27,8 +35,8 @@ def test_the_committed_splits_are_those_of_the_seeded_rule(name, num_records):
     assert split.data
     assert np.array_equal(split.validation, ruled.validation)
     assert np.array_equal(split.judge_half, ruled.judge_half)
-    assert len(split.validation) == num_records * 0.05
-    assert len(split.judge_half) == num_records * 0.95 / 2
+    assert len(split.validation) == round(num_records * 0.05)
+    assert len(split.judge_half) == (num_records - len(split.validation)) // 2
 
 
 def test_the_committed_split_of_emoji_holds_out_five_percent_of_their_names():
@@ -61,6 +69,18 @@ def test_a_split_file_is_read_back_and_decides_the_parts_of_a_data_set(tmp_path)
     assert open_images(config, part="validation").indices.tolist() == split.validation.tolist()
     assert open_images(config, part="train").indices.tolist() == split.train.tolist()
     assert len(split.validation) == 10, "validation_ratio of the config is 0.05"
+
+
+@pytest.mark.parametrize("kind", ["multimodal", "transfusion", "vq_mllm"])
+def test_the_recipes_hold_out_the_committed_speeches_of_shakespeare(kind, tmp_path, monkeypatch):
+    split = read_split("tinyshakespeare.json")
+    path = Path(__file__).parents[3] / "recipes" / f"{kind}_digits_and_garments.yaml"
+    recipe = load_recipe(path, [], {kind: KINDS[kind].recipe_class})
+    assert recipe.sources["text"].data.split_file == "tinyshakespeare.json"
+    (tmp_path / "tinyshakespeare_train.txt").write_text("\n\n".join(f"SPEAKER:\n{i}" for i in range(6283)))
+    monkeypatch.setenv("LATENTLM_DATA", str(tmp_path))
+    held_out = open_documents(recipe.sources["text"].data, part="validation")
+    assert [held_out[i].parts[0] for i in range(len(held_out))] == [f"SPEAKER:\n{i}" for i in split.validation]
 
 
 def test_a_split_file_of_other_data_is_refused(tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from jaxtyping import TypeCheckError
+from PIL import ExifTags, Image
 from tiny_models import randomise, tiny_image_tokenizer, tiny_mixed_config
 
+from latentlm.data.images import load_image, to_unit_range
 from latentlm.diffusion.solvers import SolverConfig
 from latentlm.generation.document_pipeline import AnswerEvent, PictureEvent, TextDelta
 from latentlm.generation.pipeline import LatentLMPipeline
@@ -76,6 +78,36 @@ def test_pictures_of_a_prompt_may_be_given_in_any_form(pipeline: LatentLMPipelin
     assert all(torch.equal(latents[0], other) for other in latents[1:])
 
 
+def png(path: Path, picture: Image.Image, **options: object) -> Path:
+    picture.save(path, **options)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def test_an_opened_picture_is_read_as_training_reads_its_file(pipeline: LatentLMPipeline, tmp_path: Path) -> None:
+    wide = Image.fromarray((GREY.astype(np.int64) * 257).astype(np.uint16))  # 16 bits: 255 * 257 is white
+    lies = Image.Exif()
+    lies[ExifTags.Base.Orientation] = 6  # a quarter to the right makes it upright
+    see_through = Image.fromarray(np.stack([GREY, GREY, GREY, GREY], -1))
+    files = [
+        png(tmp_path / "wide.png", wide),
+        png(tmp_path / "lying.png", Image.fromarray(GREY), exif=lies),
+        png(tmp_path / "see_through.png", see_through),
+    ]
+    for file in files:
+        expected = to_unit_range(
+            torch.from_numpy(
+                load_image(file.read_bytes(), file.name, image_size=8, num_channels=1, resize="center_crop").copy()
+            )
+        )
+        with Image.open(file) as opened:
+            assert torch.equal(pipeline.prompts.pixels(opened, name="opened"), expected), file.name
+        assert torch.equal(pipeline.prompts.pixels(file, name="path"), expected), file.name
+    ordinary = torch.from_numpy(GREY.copy())[None].float() / 127.5 - 1
+    assert torch.equal(pipeline.prompts.pixels(wide, name="wide"), ordinary)
+    with Image.open(files[1]) as lying:
+        assert torch.equal(pipeline.prompts.pixels(lying, name="lying"), ordinary.rot90(-1, (1, 2)))
+
+
 def test_a_prompts_picture_is_a_sample_by_seed_and_place_or_the_mean(pipeline: LatentLMPipeline) -> None:
     def latents(*, seed: int = 0, sample: bool = True) -> list[torch.Tensor]:
         document = pipeline.prompts.document([GREY, "and", GREY], seed=seed, sample=sample)
@@ -134,7 +166,21 @@ def test_options_reach_the_requests_by_the_names_of_transformers(pipeline: Laten
         ("a", {"seeds": [1, 2]}, "2 seeds were given for 1 prompts"),
         ("a", {"images": 1, "image_size": (4, 8)}, "do not say their size"),
         (torch.zeros(1, 9, 9), {}, r"shape \(1, 9, 9\); expected float \[1, 8, 8\]"),
+        (torch.full((1, 8, 8), 200, dtype=torch.uint8), {}, r"torch.uint8 that holds other values than pixels in"),
+        (torch.full((1, 8, 8), 200.0), {}, r"torch.float32 that holds other values than pixels in \[-1, 1\]"),
+        (torch.full((1, 8, 8), torch.nan), {}, r"other values than pixels in \[-1, 1\]"),
         (Path("nowhere.png"), {}, "nowhere.png: not a regular file"),
+        ("a", {"images": -1}, "images is -1; it must be a whole number, 0 or above"),
+        ("a", {"max_new_tokens": -2}, "max_new_tokens is -2"),
+        ("a", {"max_images": -3}, "max_images is -3"),
+        ("a", {"image_size": 8}, "give their number: images=1"),
+        ("a", {"images": 1, "image_size": 4}, "do not say their size"),
+        ("a", {"cfg_scale": [1.5, 2.0]}, "0 intermediate prompts need 1 values of cfg_scale, but 2 were given"),
+        (
+            "a",
+            {"intermediate_prompts": "keep", "cfg_scale": (1.0,) * 5},
+            "intermediate_prompts is one str; give a list",
+        ),
     ],
 )
 def test_prompts_and_options_that_do_not_fit_are_refused(
@@ -142,6 +188,21 @@ def test_prompts_and_options_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline.requests([[prompt]], **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_prompt_that_is_no_list_of_prompts_is_refused(pipeline: LatentLMPipeline) -> None:
+    for ask in (pipeline.requests, pipeline.generate):
+        with pytest.raises(ValueError, match=r"prompts is one str; give a list of prompts, if only of one: \[prompt\]"):
+            ask("hello")
+        # Where the tests check types, the annotation refuses it first.
+        with pytest.raises((ValueError, TypeCheckError), match=r"(?s)prompts.*Image"):
+            ask(Image.fromarray(GREY))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_single_stop_string_scale_or_side_need_not_be_a_list(pipeline: LatentLMPipeline) -> None:
+    (request,) = pipeline.requests(["a"], images=1, image_size=8, stop_strings="The end", cfg_scale=[1.5])
+    assert (request.stop_strings, request.cfg_scale) == (("The end",), (1.5,))
+    assert [span.length for span in request.spans] == [4]
 
 
 def test_a_model_keeps_its_tokenizers_and_text_options(pipeline: LatentLMPipeline, tmp_path: Path) -> None:

@@ -38,11 +38,20 @@ def latents(modality: str, count: int, value: float = 0.0) -> LatentPart:
 def same(first: Part, second: Part) -> bool:
     if isinstance(first, LatentPart) and isinstance(second, LatentPart):
         return first.modality == second.modality and torch.equal(first.latents, second.latents)
+    if isinstance(first, CodePart) and isinstance(second, CodePart):
+        return first.modality == second.modality and torch.equal(first.codes, second.codes)
     return first == second
 
 
+def assert_restored(builder: SequenceBuilder, document: Document) -> None:
+    restored, expected = builder.restore(builder.build(document)), document.normal_form()
+    assert (restored.key, restored.group) == (expected.key, expected.group)
+    assert len(restored.parts) == len(expected.parts)
+    assert all(same(first, second) for first, second in zip(restored.parts, expected.parts, strict=True))
+
+
 parts = st.one_of(
-    st.text(min_size=1, max_size=12).map(TextPart),
+    st.text(max_size=12).map(TextPart),
     st.one_of(st.none(), st.integers(0, 4)).map(LabelPart),
     st.tuples(st.sampled_from(list(DIMS)), st.integers(1, 5), st.integers(0, 9)).map(lambda x: latents(*x)),
 )
@@ -52,17 +61,31 @@ parts = st.one_of(
 @given(st.lists(parts, max_size=8))
 def test_restoring_undoes_building(document_parts: list[Part]) -> None:
     builder = SequenceBuilder(VOCABULARY, list(DIMS), ByteTokenizer())
-    joined: list[Part] = []
-    for part in document_parts:  # neighbouring texts are one text
-        if isinstance(part, TextPart) and joined and isinstance(joined[-1], TextPart):
-            joined[-1] = TextPart(joined[-1].text + part.text)
-        else:
-            joined.append(part)
-    sequence = builder.build(Document(tuple(document_parts), key=3))
-    restored = builder.restore(sequence)
-    assert restored.key == 3
-    assert len(restored.parts) == len(joined)
-    assert all(same(first, second) for first, second in zip(restored.parts, joined, strict=True))
+    assert_restored(builder, Document(tuple(document_parts), key=3, group=2))
+
+
+PICTURE, EMPTY = latents("image", 3), TextPart("")
+CODED = CodePart("image", torch.tensor([3, 0, 15, 7]))
+
+
+@pytest.mark.parametrize("picture", [PICTURE, CODED], ids=["latents", "codes"])
+@pytest.mark.parametrize(
+    "mix", ["", "e", "ee", "p", "pp", "epe", "pep", "tp", "pt", "tpt", "ptp", "tet", "epte", "tpep"]
+)
+def test_every_mix_of_texts_and_pictures_is_restored_in_its_normal_form(mix: str, picture: Part) -> None:
+    vocabulary = VocabularyConfig(num_text_ids=257, switch_tokens=True, num_codes=16 if picture is CODED else 0)
+    builder = SequenceBuilder(vocabulary, list(DIMS), ByteTokenizer())
+    assert_restored(builder, Document(tuple({"e": EMPTY, "p": picture, "t": TextPart("ab")}[kind] for kind in mix)))
+
+
+def test_the_normal_form_has_neither_empty_texts_nor_neighbouring_ones() -> None:
+    a, b = TextPart("a"), TextPart("b")
+    document = Document((EMPTY, a, EMPTY, b, PICTURE, EMPTY, PICTURE, b, EMPTY, a), key=5, begins=False, group=1)
+    normal = document.normal_form()
+    assert normal.parts == (TextPart("ab"), PICTURE, PICTURE, TextPart("ba"))
+    assert (normal.key, normal.begins, normal.ends, normal.group) == (5, False, True, 1)
+    assert normal.normal_form() == normal
+    assert Document((EMPTY,)).normal_form().parts == ()
 
 
 def test_switch_token_ids_are_permanent() -> None:

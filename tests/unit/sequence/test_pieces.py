@@ -1,6 +1,7 @@
 """Cutting loses nothing and never cuts a span."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -50,6 +51,26 @@ def test_text_alone_loses_at_most_its_last_token() -> None:
     assert [num_tokens(piece) for piece in cut(document, 12)] == [12, 12]
     assert [unit for piece in cut(document, 12) for unit in units(piece)] == list(range(24))
     assert [num_tokens(piece) for piece in cut(document, 10)] == [10, 10, 5]
+
+
+class CountedIds(tuple[int, ...]):
+    """Ids that say how many of them were copied; what is taken of them counts on."""
+
+    num_copied = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, int):
+            return super().__getitem__(place)
+        taken = CountedIds(super().__getitem__(place))
+        CountedIds.num_copied += len(taken)
+        assert CountedIds.num_copied <= 5_000_000, "ids are copied again and again: long texts take hours"
+        return taken
+
+
+def test_a_long_text_is_cut_without_copying_its_rest_for_every_piece() -> None:
+    pieces = cut([IdsPart(CountedIds((7,) * 5_000_000))], 256)
+    assert CountedIds.num_copied == 5_000_000
+    assert [num_tokens(piece) for piece in pieces] == [256] * 19_531 + [64]
 
 
 def test_a_span_that_does_not_fit_opens_the_next_piece() -> None:

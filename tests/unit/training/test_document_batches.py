@@ -137,17 +137,53 @@ def test_what_cannot_be_read_is_named_once_and_left_out() -> None:
         list(itertools.islice(load_numbered(strict, strict), 12))
 
 
-def test_a_batch_of_which_nothing_is_readable_takes_the_next_row() -> None:
-    # Long documents fill a row each, so that batches of one row hold one document.
-    documents = [("x" * 25,), (picture(666), "y" * 20), ("z" * 25,)]
-    batches = batches_of(pieces_of(documents), batch_size=1, max_bad_records=1)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_instead_of_a_batch_of_which_nothing_is_readable_a_rank_takes_its_own_next_one(rank: int) -> None:
+    def keys_by_batch(broken: RawImage) -> list[int]:
+        # Long documents fill a row each, so that batches of one row hold one document.
+        documents = [("x" * 25,), (broken, "y" * 20), ("z" * 25,)]
+        batches = batches_of(pieces_of(documents), batch_size=1, max_bad_records=1, rank=rank, world_size=2)
+        return [batch["rows"][0][0].key for number in range(12) if (batch := batches[number][0]) is not None]
+
+    whole, found = keys_by_batch(picture(1)), keys_by_batch(picture(666))
+    changed = [number for number, (key, expected) in enumerate(zip(found, whole, strict=True)) if key != expected]
+    assert changed, "no batch was unreadable"
+    assert all(found[number] in whole[number + 1 :] for number in changed if number < 10)
+
+
+def test_a_run_of_which_nothing_is_readable_stops() -> None:
+    batches = batches_of(pieces_of([(picture(666),), (picture(666), "again")]), batch_size=1, max_bad_records=100)
+    with pytest.raises(TooManyBadRecords, match="none of the 2 records can be read"):
+        next(load_numbered(batches, batches))
+
+
+class TwiceMade(ListedDocuments):
+    """Documents of which two and two are made of one record."""
+
+    def record(self, index: int) -> int:
+        return index // 2
+
+
+def test_a_record_that_makes_several_bad_documents_counts_once() -> None:
+    broken = picture(666)
+    documents = [("a",), ("b",), None, None, (broken, "c"), ("c", broken), ("d", picture(1)), (picture(1), "d")]
+    pieces = DocumentPieces(TwiceMade(documents), ByteTokenizer(), READER, max_length=MAX_LENGTH)
+    assert [bad.name for bad in pieces.rejected] == ["document 2"]
+    batches = batches_of(pieces, max_bad_records=2)
     texts = set()
-    for number in range(9):
-        batch, _ = batches[number]
-        assert batch is not None
-        (piece,) = batch["rows"][0]
-        texts.add(piece.segments[1].ids[0])
-    assert texts == {ord("x"), ord("z")}
+    for batch in itertools.islice(load_numbered(batches, batches), 6):
+        for piece in itertools.chain.from_iterable(batch["rows"]):
+            texts |= {part.ids for part in piece.segments if isinstance(part, IdsPart)}
+    assert texts == {(EOS,), (97,), (98,), (100,)}
+    assert len(batches) == 3
+
+
+def test_pieces_of_one_long_document_count_each() -> None:
+    documents = [("x" * 28, picture(666), "y" * 27, picture(1))]
+    batches = batches_of(pieces_of(documents), batch_size=1, max_bad_records=1)
+    assert len(batches) == 3
+    rows = [batch["rows"] for batch in itertools.islice(load_numbered(batches, batches), 6)]
+    assert all(rows), "two of its three pieces can be read"
 
 
 def test_a_picture_that_no_row_holds_is_a_bad_document() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_documents import tiny_multimodal_recipe
 from tiny_models import randomise, tiny_image_tokenizer
-from tiny_text import tiny_bpe
+from tiny_text import added, tiny_bpe
 
 from latentlm.catalog import build
 from latentlm.cli.main import main
@@ -103,6 +103,28 @@ def checkpoint(tmp_path: Path) -> Path:
     tensors = {f"model.{name}": tensor for name, tensor in randomise(model).transformer.state_dict().items()}
     save_file({**tensors, "model.embed_tokens.weight": weights}, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("same_folder", [True, False])
+def test_texts_begin_as_those_of_the_checkpoint_or_a_warning_says_that_they_do_not(
+    same_folder: bool, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Llama 3 begins texts by one special token and ends them by another; its config names both."""
+    vocabulary = tiny_bpe()
+    begin = added(vocabulary.num_ids, "<|begin_of_text|>", special=True)
+    definition = {**vocabulary.definition, "added_tokens": [*vocabulary.definition["added_tokens"], begin]}
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"bos_token_id": begin["id"]}))
+    (tmp_path / "alone").mkdir()
+    for folder in (checkpoint, tmp_path / "alone"):
+        (folder / "tokenizer.json").write_text(json.dumps(definition))
+    path = checkpoint if same_folder else tmp_path / "alone"
+    tokenizer = {"kind": "huggingface", "path": str(path), "eos_token": "<|endoftext|>"}
+    with caplog.at_level(logging.WARNING):
+        objective = objective_of(tmp_path / "data", init_from=str(checkpoint), text_tokenizer=tokenizer)
+    warned = [message for message in caplog.messages if f"texts that begin with the id {begin['id']}" in message]
+    assert (objective.text_tokenizer.bos_id == begin["id"]) == same_folder
+    assert len(warned) == (0 if same_folder else 1)
 
 
 def test_a_checkpoint_of_another_size_than_the_recipe_needs_no_more_than_its_folder(

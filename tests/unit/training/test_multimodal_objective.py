@@ -53,24 +53,60 @@ def test_dropping_a_condition_leaves_what_guidance_reads_before_a_picture() -> N
         pictures=2,
     )
     assert without_condition(whole, None) is whole
-    first, second = without_condition(whole, 0), without_condition(whole, 1)
-    assert first.segments == whole.segments[1:]
-    assert second.segments == (LatentSlot("image", 4, 0), IdsPart((99, EOS)))
-    assert len(second.media) == 1
-    assert second.media[0][0, 0, 0] == 1
-    assert first.begins_anew
-    assert second.begins_anew
+    for number in (0, 1):
+        alone = without_condition(whole, number)
+        assert alone.segments == (LatentSlot("image", 4, 0),)
+        assert len(alone.media) == 1
+        assert alone.media[0][0, 0, 0] == number
+        assert alone.begins_anew
 
 
 def test_a_share_of_documents_loses_its_condition(tmp_path: Path) -> None:
     objective, raw = built(tmp_path, trainer__batch_size=64, drop_cond_prob=0.3)
     pieces = [piece for row in raw["rows"] for piece in row]
-    with_pictures = [piece for piece in pieces if piece.media]
-    dropped = sum(number is not None for seed in range(20) for number in objective._drops(with_pictures, seed)) / (
-        20 * len(with_pictures)
+    text_first = [piece for piece in pieces if piece.media and isinstance(piece.segments[1], IdsPart)]
+    assert len(text_first) > 10
+    dropped = sum(number is not None for seed in range(20) for number in objective._drops(text_first, seed)) / (
+        20 * len(text_first)
     )
-    assert dropped == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / (20 * len(with_pictures))))
+    assert dropped == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / (20 * len(text_first))))
     assert all(number is None for number in objective._drops([p for p in pieces if not p.media], 0))
+
+
+def test_a_picture_that_opens_its_document_has_no_condition_to_lose(tmp_path: Path) -> None:
+    objective, _ = built(tmp_path)
+    objective.drop_cond_prob = 1.0
+    picture = LatentSlot("image", 4, 0)
+    opening = [
+        piece(IdsPart((EOS,)), picture, IdsPart((97, EOS)), pictures=1),
+        piece(IdsPart((EOS,)), IdsPart(()), picture, IdsPart((EOS,)), pictures=1),
+        piece(picture, IdsPart((97, EOS)), pictures=1),
+    ]
+    assert objective._drops(opening, 0) == [None] * 3
+    assert objective._drops([piece(IdsPart((EOS,)), IdsPart((97,)), picture, pictures=1)], 0) == [0]
+    two = piece(IdsPart((EOS,)), picture, LatentSlot("image", 4, 1), IdsPart((97, EOS)), pictures=2)
+    assert {objective._drops([two], seed)[0] for seed in range(20)} == {None, 1}  # the second stands behind the first
+
+
+def trained_on(objective: MultimodalObjective, whole: RawPiece) -> set[tuple[int, bytes]]:
+    """Numbers of pictures and texts that a piece is trained on, over some steps."""
+    found = set()
+    for step in range(12):
+        packed, _ = objective.prepare({"rows": [[whole]]}, step=step, seed=0)
+        text = bytes(label for label in packed.labels.flatten().tolist() if 0 <= label < 256)
+        found.add((len(packed.latents["image"]) // 4, text))
+    return found
+
+
+def test_no_text_is_trained_on_that_lost_what_it_speaks_of(tmp_path: Path) -> None:
+    objective, _ = built(tmp_path)
+    objective.drop_cond_prob = 1.0
+    first, second, end = LatentSlot("image", 4, 0), LatentSlot("image", 4, 1), IdsPart((EOS,))
+    question = b"Q: How many are sevens? A: two"
+    asked = piece(end, first, second, IdsPart(tuple(question)), end, pictures=2)
+    assert trained_on(objective, asked) == {(2, question), (1, b"")}
+    story = piece(end, IdsPart(tuple(b"a one")), first, IdsPart(tuple(b", then a seven")), second, end, pictures=2)
+    assert trained_on(objective, story) == {(1, b"")}
 
 
 def test_rows_have_the_recipes_length_and_documents_their_ends(tmp_path: Path) -> None:

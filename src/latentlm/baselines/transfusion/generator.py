@@ -35,7 +35,7 @@ from latentlm.generation.requests import (
     PartEvent,
     TokenEvent,
 )
-from latentlm.generation.rows import Row, Stream, Token, flush_text, take_text
+from latentlm.generation.rows import Row, Stream, Token, allocate_cache, flush_text, take_text
 from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.nn.keyed_noise import combine_keys, keyed_normal, keyed_uniform, signed_int64
 from latentlm.sequence import Document, LatentPart, SequenceBuilder
@@ -97,8 +97,8 @@ class TransfusionGenerator:
             if self._cfg_scale(row) != 1.0:
                 row.weaker[0].cache_row = num_streams
                 num_streams += 1
-        # One slot more than any row needs: right padding is written there.
-        cache = self.model.transformer.allocate_cache(num_streams, 1 + max(self._budget(row) for row in rows))
+        longest = max(self._budget(row) for row in rows)
+        cache = allocate_cache(self.model.transformer, num_streams=num_streams, longest=longest)
         reader = StreamReader(self.model, cache)
         active = list(rows)
         while active:

@@ -10,7 +10,7 @@ from latentlm.baselines.transfusion.pipeline import TransfusionPipeline, check_i
 from latentlm.baselines.transfusion.sequence import MODALITY, PictureBatch, before_caption
 from latentlm.generation.pipeline_folder import TEXT
 from latentlm.generation.requests import LatentSamplingConfig, TextSamplingConfig
-from latentlm.sequence import Document, SequenceBuilder
+from latentlm.sequence import SequenceBuilder
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.text import StoredTextTokenizer
 from latentlm.training.document_batches import RawPiece
@@ -74,18 +74,14 @@ class TransfusionObjective(DocumentObjective):
             length=self.max_length,
             group_names=self.group_names,
         )
-        is_before_caption = [is_before for row in documents for doc in row for is_before in self._before_caption(doc)]
+        marks = self.text_tokenizer.special_ids
+        is_before_caption = [is_before for row in documents for doc in row for is_before in before_caption(doc, marks)]
         return PictureBatch.of(
             packed,
             latent_dim=self.model.config.image.latent_dim,
             is_before_caption=is_before_caption,
             noise_seed=noise_seed,
         ).to(self.device)
-
-    def _before_caption(self, document: Document) -> list[bool]:
-        # Without its condition a picture teaches guidance's unconditional stream, which begins at pure noise.
-        limits = before_caption(document, self.text_tokenizer.special_ids)
-        return [False] * len(limits) if document.begins else limits
 
     def loss_counts(self, batch: PictureBatch) -> Counts:
         """See `Transfusion.loss_counts`."""

@@ -31,6 +31,7 @@ class TransfusionPipeline(DocumentPipeline, StoredPipeline):
         ValueError: If model, tokenizers and sampling do not belong together.
     """
 
+    ends_pictures_itself = False
     kind = Transfusion.kind
     model_class = Transfusion
     tokenizer_names = (MODALITY, TEXT)

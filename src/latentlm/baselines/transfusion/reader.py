@@ -75,6 +75,8 @@ class StreamReader:
                     latents.append(token[1][None])
         starts = torch.tensor([stream.length for stream in streams])
         counts = torch.tensor([len(stream.pending) for stream in streams])
+        length = int((starts + counts).max())
+        self.cache.reserve(length + 1)
         columns = torch.arange(width)
         # Right padding goes to the cache's last slot, which no row ever reaches and no query sees.
         positions = torch.where(columns < counts[:, None], starts[:, None] + columns, self.cache.max_length - 1)
@@ -85,7 +87,7 @@ class StreamReader:
             latent_positions,
             torch.full_like(latent_positions, model.clean_timestep),
             positions.to(device),
-            self._view(streams, positions, reach, length=int((starts + counts).max())),
+            self._view(streams, positions, reach, length=length),
         )
         last = hidden_states[torch.arange(len(streams), device=device), (counts - 1).to(device)]
         for stream, hidden_state in zip(streams, last, strict=True):
@@ -108,6 +110,8 @@ class StreamReader:
         device = self.model.device
         starts = torch.tensor([stream.length for stream in streams])
         positions = starts[:, None] + torch.arange(num_latents)
+        length = int(positions.max()) + 1
+        self.cache.reserve(length + 1)
         reach = positions[:, -1:].expand_as(positions)
         hidden_states = self.model.decode_step(
             torch.full_like(positions, self.model.config.vocabulary.pad_id).to(device),
@@ -115,7 +119,7 @@ class StreamReader:
             torch.arange(num_streams * num_latents, device=device),
             timestep.expand(num_streams * num_latents),
             positions.to(device),
-            self._view(streams, positions, reach, length=int(positions.max()) + 1),
+            self._view(streams, positions, reach, length=length),
         )
         is_latent = torch.ones(num_streams, num_latents, dtype=torch.bool, device=device)
         return self.model.predict(hidden_states, timestep.expand(num_streams), is_latent).float()

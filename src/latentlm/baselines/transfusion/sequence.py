@@ -124,7 +124,8 @@ def before_caption(document: Document, marks: Container[int]) -> list[bool]:
 
     Transfusion limits the noise of image-first pairs (its Section 4, image noising): their captions would else be
     learned from pictures that can hardly be seen. A picture that text precedes is to be drawn from pure noise and keeps
-    the whole range, even if more text follows; in interleaved documents that is all but the opening picture.
+    the whole range, even if more text follows; in interleaved documents that is all but the opening picture. So does a
+    picture alone, which is what guidance's unconditional stream learns from.
 
     Args:
         document: Text as text or ids.

@@ -30,7 +30,7 @@ from latentlm.generation.requests import (
     TextSamplingConfig,
     TokenEvent,
 )
-from latentlm.generation.rows import Stream, flush_text, take_text
+from latentlm.generation.rows import Stream, allocate_cache, flush_text, take_text
 from latentlm.generation.text_sampling import penalise_repetition, sample_ids
 from latentlm.models.kv_cache import KVCache
 from latentlm.nn.keyed_noise import keyed_uniform, signed_int64
@@ -92,9 +92,8 @@ class CodeGenerator:
         weaker = [stream for row in rows for stream in row.weaker]
         for cache_row, stream in enumerate(weaker, start=len(rows)):
             stream.cache_row = cache_row
-        # One slot more than any row needs: right padding is written there.
-        max_length = 1 + max(self._budget(row) for row in rows)
-        cache = self.model.transformer.allocate_cache(len(rows) + len(weaker), max_length)
+        longest = max(self._budget(row) for row in rows)
+        cache = allocate_cache(self.model.transformer, num_streams=len(rows) + len(weaker), longest=longest)
         active = rows
         while active:
             self._read_pending([stream for row in active for stream in row.streams], cache)
@@ -170,6 +169,8 @@ class CodeGenerator:
         device = self.model.device
         counts = torch.tensor([len(stream.pending) for stream in streams])
         starts = torch.tensor([stream.length for stream in streams])
+        length = int((starts + counts).max())
+        cache.reserve(length + 1)
         columns = torch.arange(int(counts.max()))
         input_ids = torch.full((len(streams), len(columns)), self.builder.vocabulary.pad_id)
         for ids, stream in zip(input_ids, streams, strict=True):
@@ -180,7 +181,7 @@ class CodeGenerator:
         everyone = cache_rows == list(range(cache.keys.shape[1]))
         view = cache.view(
             positions,
-            length=int((starts + counts).max()),
+            length=length,
             rows=None if everyone else torch.tensor(cache_rows, device=device),
         )
         hidden_states = self.model.decode_step(input_ids.to(device), positions, view)

@@ -47,9 +47,10 @@ class DocumentDataConfig:
     """Our names -> the file's own, for example {image: jpg, caption: alt_text}."""
     templates: list[str] = field(default_factory=list)
     """How a record becomes a document: "{caption}{image}", "{image} This is {label_name}.". Several: each record keeps
-    one, chosen by a hash of its key. None: its caption or text, then its picture. Records with parts need none."""
+    one, chosen by a hash of its key. None: its caption or text, then its picture. Records with parts need none, nor do
+    JSON objects of nothing but a text or a picture."""
     every_template: bool = False
-    """Every record is made into a document by each of the templates (one with parts counts as often, for balance)."""
+    """Every record is made into a document by each of the templates (without need of one it counts as often)."""
     join: JoinConfig | None = None
     """Documents of several records that share a value; the templates then say which record a field is of
     (`joined_templates.py`)."""

@@ -128,6 +128,13 @@ class DocumentSource(ABC):
             IndexError: If `index` is outside [0, len).
         """
 
+    def record(self, index: int) -> int:
+        """Number, below len, of the record that the document at `index` is made of.
+
+        Documents that several templates make of one record share it: it is one bad record if they cannot be read.
+        """
+        return index
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256, as hex, over everything that decides which documents these are, without reading them.

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from latentlm.data.datasets import ImageDataConfig, Part, split_of
 from latentlm.data.documents.config import DocumentDataConfig
-from latentlm.data.documents.document import DocumentSource, RawDocument, RawImage, RawPart
+from latentlm.data.documents.document import DocumentSource, RawDocument, RawImage
 from latentlm.data.documents.formats import open_records
 from latentlm.data.documents.joined import JoinedDocuments, RecordGroup, group_records, groups_within
 from latentlm.data.documents.records import RawRecord, Records
-from latentlm.data.documents.templates import default_template, listed
+from latentlm.data.documents.templates import LONE_FIELDS, DocumentTemplate, default_template, listed
 from latentlm.data.images import load_image, to_unit_range
 from latentlm.data.records import BadRecord, DataError
 from latentlm.data.splits import make_split
 from latentlm.nn.keyed_noise import combine_keys
 
 _TEMPLATE_STREAM = 0x7E3B  # keeps the choice of templates apart from the split, which hashes the same keys
-_FINGERPRINT_VERSION = 1  # counted up when the same records would become other documents
+_FINGERPRINT_VERSION = 2  # counted up when the same records would become other documents
 
 
 class RecordDocuments(DocumentSource):
@@ -61,30 +61,36 @@ class RecordDocuments(DocumentSource):
             raise IndexError(f"index {index} of {len(self)} documents")
         place, copy = divmod(index, self._copies)
         record = self._records[int(self._indices[place])]
-        fields = self._with_label_name(record)
+        record = replace(record, fields=self._with_label_name(record))
         return RawDocument(
-            parts=record.parts or self._made(replace(record, fields=fields), copy),
+            parts=record.parts or self._template(record, copy).render(record),
             key=record.key * self._copies + copy,
             name=record.name,
-            fields=fields,
+            fields=record.fields,
         )
+
+    def record(self, index: int) -> int:
+        """See `DocumentSource.record`."""
+        return index // self._copies
 
     def fingerprint(self) -> str:
         """See `DocumentSource.fingerprint`; the files are stamped when the source is opened."""
         described = [_FINGERPRINT_VERSION, self._settings, self._files, len(self._records)]
         return hashlib.sha256(json.dumps(described).encode() + self._indices.astype("<i8").tobytes()).hexdigest()
 
-    def _made(self, record: RawRecord, copy: int) -> tuple[RawPart, ...]:
-        if self._copies > 1:
-            return self._templates[copy].render(record)
+    def _template(self, record: RawRecord, copy: int) -> DocumentTemplate:
         if self._templates:
-            number = int(combine_keys(_TEMPLATE_STREAM, record.key)) % len(self._templates)
-            return self._templates[number].render(record)
+            drawn = int(combine_keys(_TEMPLATE_STREAM, record.key)) % len(self._templates)
+            template = self._templates[copy if self._copies > 1 else drawn]
+            # A text among captioned pictures is a document; a hole in a table is a bad record.
+            is_lone = self._records.fields is None and record.present in LONE_FIELDS
+            if template.fields <= record.present or not is_lone:
+                return template
         names = record.present if self._records.fields is None else self._records.fields
         template = default_template(names)
         if template is None:
             raise BadRecord(record.name, f"give templates: it is not clear what to say of {listed(names)}")
-        return template.render(record)
+        return template
 
     def _with_label_name(self, record: RawRecord) -> Mapping[str, Any]:
         label = record.fields.get("label")

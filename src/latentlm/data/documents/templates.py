@@ -15,6 +15,8 @@ from latentlm.data.records import BadRecord
 
 IMAGE_FIELD = "image"
 MEDIA_FIELDS = (IMAGE_FIELD, "speech")
+LONE_FIELDS = (frozenset({"text"}), frozenset({IMAGE_FIELD}))
+"""Records of one of these fields alone need no template: there is one thing to say of them."""
 _TOKEN = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 
 

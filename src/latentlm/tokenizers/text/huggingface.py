@@ -92,7 +92,7 @@ class HuggingFaceTokenizer:
         Args:
             path: The folder or file.
             eos_token: What ends a text; None: what the folder says (see `huggingface_files.read_foreign`).
-            bos_token: What begins a text; None: what ends it.
+            bos_token: What begins a text; None: what the folder says, and if it says nothing what ends a text.
 
         Raises:
             ValueError: If there is no tokenizer.json, it is damaged, or the folder does not say what ends a text.
@@ -106,10 +106,11 @@ class HuggingFaceTokenizer:
                 raise ValueError(f"{path} was written with bos_token {tokenizer.bos_token!r}, not {bos_token!r}")
             return tokenizer
         foreign = read_foreign(path, eos_token)
+        bos_token = bos_token or foreign.bos_token
         return cls(
             foreign.definition,
             eos_token=foreign.eos_token,
-            bos_token=bos_token,
+            bos_token=None if bos_token == foreign.eos_token else bos_token,
             special_tokens=foreign.special_tokens,
         )
 

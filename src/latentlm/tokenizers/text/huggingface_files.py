@@ -1,10 +1,10 @@
-"""Reading a Hugging Face tokenizer folder: which file is the vocabulary, which token ends a text, which are special.
+"""Reading a Hugging Face tokenizer folder: which file is the vocabulary, what begins and ends a text, what is special.
 
-tokenizer.json alone does not say what ends a text. Its neighbours do, and they also name special tokens that
+tokenizer.json alone does not say what begins and ends a text. Its neighbours do, and they also name special tokens that
 tokenizer.json does not flag.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class ForeignFiles:
     definition: dict[str, Any]
     """Content of tokenizer.json."""
     eos_token: str
+    bos_token: str | None
+    """What begins a text; None if that is not said."""
     special_tokens: frozenset[str]
     """Tokens that its other files call special."""
 
@@ -51,16 +53,21 @@ def read_foreign(path: Path, eos_token: str | None = None) -> ForeignFiles:
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
         raise StorageError("unreadable", f"{file} is no tokenizer.json: it describes no model")
     configs = [_read_optional(folder / name) for name in (_TOKENIZER_CONFIG, _SPECIAL_TOKENS_MAP)]
+    special = [token["content"] for token in added_tokens(definition) if token.get("special")]
+    eos_token = eos_token or _named(configs, "eos_token") or _by_id(folder, definition, "eos_token_id")
     if eos_token is None:
-        named = [_spelling(config.get("eos_token")) for config in configs]
-        eos_token = next((name for name in named if name), None) or _eos_by_id(folder, definition)
-    if eos_token is None:
-        flagged = list_some(token["content"] for token in added_tokens(definition) if token.get("special"))
+        known = list_some(special)
         raise ValueError(
             f"{folder} does not say which token ends a text; give eos_token, "
-            + (f"perhaps one of its special tokens {flagged}" if flagged else "it has no special tokens")
+            + (f"perhaps one of its special tokens {known}" if known else "it has no special tokens")
         )
-    return ForeignFiles(definition, eos_token, frozenset(name for config in configs for name in _special_names(config)))
+    bos_token = _named(configs, "bos_token")
+    if bos_token is None:
+        by_id = _by_id(folder, definition, "bos_token_id")
+        # Configs keep defaults that their tokenizers know nothing of: an ordinary token does not begin texts.
+        bos_token = by_id if by_id in special else None
+    named_special = frozenset(name for config in configs for name in _special_names(config))
+    return ForeignFiles(definition, eos_token, bos_token, named_special)
 
 
 def added_tokens(definition: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -117,14 +124,21 @@ def _spelling(token: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _eos_by_id(folder: Path, definition: Mapping[str, Any]) -> str | None:
+def _named(configs: Sequence[Mapping[str, Any]], role: str) -> str | None:
+    """The token that the tokenizer's own files give a role; None if none does."""
+    spelt = [_spelling(config.get(role)) for config in configs]
+    return next((name for name in spelt if name), None)
+
+
+def _by_id(folder: Path, definition: Mapping[str, Any], role: str) -> str | None:
+    """The token whose id the model's configs give a role; None if none does."""
     by_id = {token_id: token for token, token_id in token_ids(definition).items()}
     for name in _MODEL_CONFIGS:
-        eos_id = _read_optional(folder / name).get("eos_token_id")
-        if isinstance(eos_id, list) and eos_id:
-            eos_id = eos_id[0]  # chat models list several that end a turn; the first ends a text
-        if isinstance(eos_id, int) and eos_id in by_id:
-            return by_id[eos_id]
+        token_id = _read_optional(folder / name).get(role)
+        if isinstance(token_id, list) and token_id:
+            token_id = token_id[0]  # chat models list several that end a turn; the first ends a text
+        if isinstance(token_id, int) and token_id in by_id:
+            return by_id[token_id]
     return None
 
 

@@ -36,7 +36,8 @@ class TextTokenizerConfig:
     eos_token: str | None = None
     """What ends a text, as the vocabulary spells it. None: what the encoding or the folder says."""
     bos_token: str | None = None
-    """huggingface: what begins a text (Llama 3: "<|begin_of_text|>"). None: what ends it."""
+    """huggingface: what begins a text (Llama 3: "<|begin_of_text|>"). None: what the folder says, and if it says
+    nothing what ends a text."""
 
     language: str | None = None
     """phonemes: as espeak-ng calls it; None is en-us."""

@@ -109,7 +109,8 @@ class DocumentRecipe:
     max_length: int = 512
     """Tokens of a row; longer documents are cut, shorter ones packed side by side."""
     drop_cond_prob: float = 0.1
-    """Share of documents that lose all that stands before one of their pictures, for classifier-free guidance."""
+    """Share of documents that are reduced to one of their pictures, for classifier-free guidance: without what stands
+    before it, its condition, or behind it, which may speak of what is gone. One that comes first loses nothing."""
     optim: OptimConfig
     """AdamW and its schedule."""
     trainer: TrainerConfig
@@ -152,11 +153,14 @@ class DocumentObjective(Objective):
         model: What is trained.
         tokenizer: Frozen; encodes pictures. None for a model of text alone.
         optim: AdamW and its schedule.
-        drop_cond_prob: Share of documents that lose what stands before a picture.
+        drop_cond_prob: Share of documents that are reduced to one of their pictures; see `DocumentRecipe`.
         max_length: Tokens of a row.
         group_names: Names of the sources.
         held_out: Opens batches that are not trained on, for the held-out losses; None for none.
     """
+
+    text_tokenizer: StoredTextTokenizer
+    """Of all documents; set by the objectives of each kind."""
 
     def __init__(
         self,
@@ -271,13 +275,25 @@ class DocumentObjective(Objective):
         return self.lay_out(rows, tokens, int(combine_keys(step_seed, MODEL_STREAM)))
 
     def _drops(self, pieces: Sequence[RawPiece], seed: int) -> list[int | None]:
-        """For each piece the medium before which all is dropped, or None."""
+        """For each piece the medium to which it is reduced, or None."""
         keys = torch.tensor([piece.key for piece in pieces])
         uniforms = keyed_uniform(seed, keys, (2,)).tolist()
-        return [
+        chosen = [
             int(which * len(piece.media)) if piece.media and chance < self.drop_cond_prob else None
             for piece, (chance, which) in zip(pieces, uniforms, strict=True)
         ]
+        return [
+            number if number is not None and self._is_conditioned(piece, number) else None
+            for piece, number in zip(pieces, chosen, strict=True)
+        ]
+
+    def _is_conditioned(self, piece: RawPiece, number: int) -> bool:
+        """Whether more than begin-of-text stands before a medium."""
+        before = piece.segments[: _place_of(piece, number)]
+        return any(
+            isinstance(part, LatentSlot) or any(token != self.text_tokenizer.bos_id for token in part.ids)
+            for part in before
+        )
 
     def _encode_all(self, pieces: Sequence[RawPiece], seed: int) -> dict[int, list[Tensor]]:
         """Key of a piece to its media's tokens."""
@@ -365,18 +381,22 @@ class DocumentObjective(Objective):
 
 
 def without_condition(piece: RawPiece, number: int | None) -> RawPiece:
-    """A piece without all that stands before its medium `number`; None leaves it whole.
+    """A piece reduced to its medium `number`; None leaves it whole.
 
-    What is left begins as a document does, so that it looks like what guidance's unconditional stream reads.
+    It begins as a document does, so that it looks like what guidance's unconditional stream reads. Nothing follows:
+    the answer to "How many are sevens?" would be wrong after one of several pictures, and ", then a seven" would be
+    taught as the beginning of a caption.
     """
     if number is None:
         return piece
-    start = next(i for i, part in enumerate(piece.segments) if isinstance(part, LatentSlot) and part.raw == number)
-    segments = tuple(
-        replace(part, raw=part.raw - number) if isinstance(part, LatentSlot) else part
-        for part in piece.segments[start:]
-    )
-    return replace(piece, segments=segments, media=piece.media[number:], begins_anew=True)
+    slot = piece.segments[_place_of(piece, number)]
+    assert isinstance(slot, LatentSlot)
+    return replace(piece, segments=(replace(slot, raw=0),), media=(piece.media[number],), begins_anew=True)
+
+
+def _place_of(piece: RawPiece, number: int) -> int:
+    """Where the medium `number` stands among a piece's segments."""
+    return next(i for i, part in enumerate(piece.segments) if isinstance(part, LatentSlot) and part.raw == number)
 
 
 def document_of(
@@ -393,7 +413,7 @@ def document_of(
         part if isinstance(part, IdsPart) else part_class(part.modality, tokens[part.raw], part.grid)
         for part in piece.segments
     )
-    # Its end-of-text ids are among the segments, unless what stood before a medium was dropped.
+    # Its end-of-text ids are among the segments, unless it was reduced to one medium.
     return Document(parts, key=piece.key, begins=piece.begins_anew, ends=False, group=piece.group)
 
 

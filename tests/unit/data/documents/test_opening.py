@@ -85,6 +85,53 @@ def test_every_template_makes_a_document_of_every_record_with_a_key_of_its_own(t
     assert not records[0] & records[1]  # both documents of a record are in one part
 
 
+@pytest.mark.parametrize("every_template", [True, False])
+def test_lines_of_a_text_or_a_picture_alone_need_no_template(tmp_path, png, write, said, every_template):
+    write(tmp_path / "0.png", png(0))
+    lines = [
+        {"image": "0.png", "caption": "zero"},
+        {"text": "a text alone"},
+        {"image": "0.png", "caption": None},
+        {"parts": [{"text": "as it is"}]},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    templates = ["{caption}{image}", "{image}{caption}"]
+    config = DocumentDataConfig(
+        path=str(path), templates=templates, every_template=every_template, validation_ratio=0.0
+    )
+    source = open_documents(config, part="train")
+    documents = [said(source[i]) for i in range(len(source))]
+    picture = ("image", png(0))
+    copies = 2 if every_template else 1
+    assert [sorted(document, key=str) for document in documents[:copies]] == [[picture, "zero"]] * copies
+    assert documents[copies:] == [
+        document for document in (["a text alone"], [picture], ["as it is"]) for _ in range(copies)
+    ]
+    assert [source.record(i) for i in range(len(source))] == [i // copies for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{"caption": "no picture"}, {"text": "x", "caption": "y"}, {"image": "0.png", "label": 3}, {"text": None}],
+    ids=str,
+)
+def test_lines_of_anything_else_that_fit_no_template_are_bad(tmp_path, png, write, open_all, line):
+    write(tmp_path / "0.png", png(0))
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(line))
+    source = open_all(path, templates=["{caption}{image}"])
+    with pytest.raises(BadRecord, match=r"a.jsonl:1: has no (caption|image), which the template"):
+        source[0]
+
+
+def test_an_empty_cell_of_a_table_is_a_bad_record(tmp_path, png, open_all):
+    pq.write_table(pa.table({"image": [png(0)] * 2, "caption": ["zero", None]}), tmp_path / "a.parquet")
+    source = open_all(tmp_path / "a.parquet", templates=["{image}{caption}"])
+    with pytest.raises(BadRecord, match="has no caption"):
+        source[1]
+
+
 def test_an_index_out_of_range_is_refused(tmp_path, open_all):
     source = open_all(write_lines(tmp_path / "a.jsonl", 3))
     for index in (-1, 3):
