@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from latentlm.cli.generate import choose_labels
 from latentlm.cli.main import VERBS, main
 from latentlm.cli.recipes import read_recipe
 from latentlm.data import LatentWriter
+from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.storage import publish_folder, read_json, write_tensors
 
 
@@ -83,7 +85,7 @@ LABELS = ["generate", "nowhere", "--out", "new", "--labels", "3"]
         (["generate", "nowhere", "--out", "new", "--steps", "0"], "--steps is 0; it must be at least 1"),
         ([*PROMPT, "--labels", "3"], "--labels is for pictures of classes, but there is a --prompt"),
         ([*PROMPT, "--num-images", "3"], "--num-images is for pictures of classes, but there is a --prompt"),
-        ([*PROMPT, "--set", "temperature=1"], "--set is for pictures of classes, but there is a --prompt"),
+        ([*LABELS, "--image-size", "8x8"], "--image-size says how a --prompt is answered, but there is none"),
         ([*PROMPT, "--columns", "2"], "--columns is for pictures of classes, but there is a --prompt"),
         ([*PROMPT, "--images", "-1"], "--images is -1; it must be at least 0"),
         ([*PROMPT, "--max-images", "-1"], "--max-images is -1; it must be at least 0"),
@@ -395,6 +397,33 @@ def test_generate_answers_prompts_of_text_and_pictures(document_model: str, tmp_
     assert read_json(tmp_path / "again" / "answers.json") == read_json(tmp_path / "new" / "answers.json")
 
 
+def test_generate_sets_any_sampling_option_beside_a_prompt(
+    document_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    sampled: list[dict[str, Any]] = []
+    stream = DocumentPipeline.stream
+
+    def spy(self: Any, prompts: Any, **given: Any) -> Any:
+        options.update(given)
+        sampled.append(dict(self.sampling))
+        return stream(self, prompts, **given)
+
+    monkeypatch.setattr(DocumentPipeline, "stream", spy)
+    Image.new("L", (8, 8), 200).save(tmp_path / "shoe.png")
+    prompt = ["--prompt", "a", "--images", "1", "--image-size", "8x8", "--max-new-tokens", "3", "--max-images", "0"]
+    flags = ["--min-p", "0.1", "--repetition-penalty", "1.2", "--negative-prompt", "not", f"@{tmp_path / 'shoe.png'}"]
+    # Both together or not at all: other solvers than ddim have no eta.
+    changes = ["image.solver.eta=0.5", "image.solver.name=ddim", "text.eos_ids=[46]", "text.top_k=5"]
+    sets = [word for change in changes for word in ("--set", change)]
+    assert main(["generate", document_model, *prompt, *flags, *sets, "--out", str(tmp_path / "new")]) == 0
+    solver = sampled[0]["image"].solver
+    assert (solver.name, solver.eta, solver.num_inference_steps) == ("ddim", 0.5, 2)
+    assert (sampled[0]["text"].eos_ids, sampled[0]["text"].top_k) == ((46,), 5)
+    assert (options["image_size"], options["min_p"], options["repetition_penalty"]) == ((8, 8), 0.1, 1.2)
+    assert options["negative_prompt"] == ["not", tmp_path / "shoe.png"]
+
+
 def test_evaluate_asks_for_the_recipe_of_a_model_of_documents(
     document_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,6 +440,11 @@ def test_generate_says_what_a_prompt_lacks(
         ([models["dit"], "--prompt", "a"], "reads no prompts; give --labels"),
         ([document_model, "--prompt", "@nowhere.png"], "nowhere.png: not a regular file"),
         ([document_model, "--prompt", "a", "--max-new-tokens", "0"], "asks for nothing"),
+        ([document_model, "--prompt", "a", "--set", "top_k=3"], "this model knows image.NAME, text.NAME"),
+        ([document_model, "--prompt", "a", "--set", "text.topk=3"], "topk is not a field; did you mean top_k?"),
+        ([document_model, "--prompt", "a", "--image-size", "8x"], "write height and width in pixels, such as 64x48"),
+        ([document_model, "--prompt", "a", "--image-size", "8x8"], "give their number: images=1"),
+        ([document_model, "--prompt", "a", "--images", "1", "--image-size", "8x16"], "leave image_size out"),
     ):
         assert main(["generate", *arguments, *new]) == 2
         assert message in capsys.readouterr().err

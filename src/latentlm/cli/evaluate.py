@@ -11,8 +11,9 @@ the judge of the final scores has no say, and then the part `test` is scored onc
 the first call on a data set (minutes) and kept. Writes scores.json, scores.md and, for generators, samples.png.
 
 Models of text and pictures are measured by the protocol document_model, as in experiments/documents_table3.yaml: of
-several values of --cfg-scale the one is taken whose validation pictures are nearest to real ones. Tokenizers of sound
-are measured by the protocol speech_tokenizer, and models that speak by text_to_speech, as in experiments/speech_*.yaml.
+several values of --cfg-scale the one is taken whose validation pictures are nearest to real ones. --clip-weights and
+--inception-weights bring networks of your own that score the pictures as well. Tokenizers of sound are measured by the
+protocol speech_tokenizer, and models that speak by text_to_speech, as in experiments/speech_*.yaml.
 """
 
 import argparse
@@ -202,6 +203,10 @@ def _refuse_other_flags(arguments: argparse.Namespace, kind: str, *, draws: bool
         raise ValueError(
             f"{arguments.model} holds a '{kind}', for which there is no {wrong[0]}: that is for models of documents "
             "and of speech"
+        )
+    if arguments.clip_weights is not None:
+        raise ValueError(
+            f"{arguments.model} holds a '{kind}', whose pictures have no captions; leave --clip-weights out"
         )
     if draws:
         return

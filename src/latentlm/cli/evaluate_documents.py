@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option of the protocol document_model, such as num_questions=100; may be repeated",
     )
     group.add_argument(
+        "--clip-weights",
+        type=Path,
+        metavar="FOLDER",
+        help="CLIP weights as transformers saves them; adds the CLIP score of drawn pictures, beside that of real ones",
+    )
+    group.add_argument(
         "--judge-recipe",
         metavar="FILE",
         help="whose data set holds the pictures of all pools, in the order of the pools, for training judges (default: "
@@ -89,7 +95,6 @@ def _refuse_other_flags(arguments: argparse.Namespace) -> None:
     """Flags that say something about pictures of classes alone."""
     given = {
         "--raw": arguments.raw,
-        "--inception-weights": arguments.inception_weights is not None,
         "--data": arguments.data is not None,
         "--test-data": arguments.test_data is not None,
         "--part validation": arguments.part != "test",
@@ -162,8 +167,14 @@ def _options(pipeline: "DocumentPipeline", recipe: Any, arguments: argparse.Name
     }
     if arguments.num_samples is not None:
         settings["num_pictures"] = arguments.num_samples
+    brought = {"clip_weights": arguments.clip_weights, "inception_weights": arguments.inception_weights}
+    settings |= {name: str(path) for name, path in brought.items() if path is not None}
     settings |= read_assignments(arguments.option, flag="--option")
     draws = "text_to_image" in settings["measures"]
+    if not draws and (given := [name for name, path in brought.items() if path is not None]):
+        raise ValueError(
+            f"--{given[0].replace('_', '-')} scores pictures of captions, but --measures leaves text_to_image out"
+        )
     chooses = "switching" in settings["measures"] and len(settings["trials"]) > 1
     if (draws or chooses) and "judge_data" not in settings and _num_pools(recipe) > 1:
         settings["judge_data"] = _judge_data(recipe, arguments)

@@ -146,6 +146,7 @@ def _refuse(arguments: argparse.Namespace, kind: str, others: tuple[str, ...]) -
     given = {
         "--raw": arguments.raw,
         "--inception-weights": arguments.inception_weights is not None,
+        "--clip-weights": arguments.clip_weights is not None,
         "--measures": bool(arguments.measures),
         "--judge-recipe": arguments.judge_recipe is not None,
         "--part validation": arguments.part != "test",

@@ -11,7 +11,7 @@ Shapes: N pictures, M references, C channels, H height, W width.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,10 +21,9 @@ from torch import Tensor
 from latentlm.data.documents import RawDocument
 from latentlm.data.images import to_unit_range
 from latentlm.evaluation.captions import exact_match
-from latentlm.evaluation.distances import kernel_distance
 from latentlm.evaluation.document_protocol import Asked, ReadPicture
 from latentlm.evaluation.document_scores import Share
-from latentlm.evaluation.image_scores import LabelledImages, Panel
+from latentlm.evaluation.image_scores import ImageScores, LabelledImages, Panel
 
 ALL = "all"
 """Name of the row over all kinds."""
@@ -80,18 +79,15 @@ def kinds_of(fields: Sequence[Facts], by: str | None) -> dict[str, list[int]]:
 # -- caption to picture ------------------------------------------------------------------------------------------------
 
 
-def score_drawn(panel: Panel, pictures: LabelledImages, real: LabelledImages) -> dict[str, Any]:
-    """`ImageScores` against real pictures of the same captions, which no judge saw, and the second kernel distance.
+def score_drawn(panel: Panel, pictures: LabelledImages, real: LabelledImages) -> ImageScores:
+    """Scores against real pictures of the same captions, which no judge saw.
 
     Args:
         panel: Judge, second space and training pictures; its own references play no part.
         pictures: To be judged, under the classes that their captions have.
         real: The pictures of those captions.
     """
-    scores = replace(panel, reference=real).score(pictures)
-    second = panel.second_space
-    distance = kernel_distance(second.features(pictures.images), second.features(real.images))
-    return {**asdict(scores), "kernel_second_space": distance}
+    return replace(panel, reference=real).score(pictures)
 
 
 def others_of_class(reference: LabelledImages, labels: Int[Tensor, " N"], *, seed: int = 0) -> LabelledImages:

@@ -3,17 +3,20 @@
     composed documents of one task ─open_pictures▶ Asked: prompt, what should follow
       captions:  a picture          ─greedy text▶ CIDEr against every phrasing; is the class named?
       questions: pictures, question ─greedy text▶ accuracy, beside blind and majority
-      switching: caption or picture ─free▶ is the right kind of span opened at once, closed in time, and left?
+      switching: caption, the beginning of a story, or a picture
+                                    ─free▶ is the right kind of span opened at once, closed in time, and left?
 
 Blind means: the same text, but the pictures of another document of the same kind (as many pictures of the same pools).
 So the model sees pictures such as it was trained on, and they say nothing about the answer beyond what the question and
 the number of pictures say already. That is a fairer control than no picture at all, which no training document shows.
 """
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -32,6 +35,9 @@ from latentlm.generation.document_pipeline import AnswerEvent, DocumentPipeline
 
 QUESTIONS = ("which", "how_many", "is_there")
 """Tasks whose documents end in a short answer that training asks for in the same words."""
+
+_ENDLESS = 2**62
+"""Number of documents of a data set that is read until enough of them are found."""
 
 ReadPicture = Callable[[RawImage], UInt8[Tensor, "C H W"]]
 
@@ -78,6 +84,40 @@ def task_documents(data: ComposedDataConfig, task: str, *, part: Part, count: in
     one_task = replace(data, tasks={task: 1.0}, num_documents=count, num_held_out_documents=count, seed=seed)
     documents = open_composed(one_task, part=part)
     return [documents[index] for index in range(count)]
+
+
+def picture_documents(data: ComposedDataConfig, *, part: Part, count: int, seed: int = 0) -> list[RawDocument]:
+    """Documents of the task `caption_to_image` that end in different pictures.
+
+    Pictures of documents are drawn with replacement, and a set of real ones with repetitions is farther from the
+    references than one without. What `task_documents` composes is taken in its order, but for pictures that came
+    before.
+
+    Args:
+        data: As in `task_documents`.
+        part: Likewise.
+        count: Likewise; fewer documents are the first of more.
+        seed: Likewise.
+
+    Raises:
+        ValueError: If the pools have fewer pictures.
+    """
+    endless = replace(data, tasks={"caption_to_image": 1.0}, num_documents=_ENDLESS, num_held_out_documents=_ENDLESS)
+    documents = open_composed(replace(endless, seed=seed), part=part)
+    keys = [pool.source.keys(np.concatenate(pool.records)) for pool in documents.pools]
+    if count > (available := sum(len(np.unique(of_pool)) for of_pool in keys)):
+        raise ValueError(
+            f"{count} different pictures were asked for, but the pools {', '.join(data.pools)} have {available} in the "
+            f"part {part!r}"
+        )
+    found: dict[tuple[str, int], RawDocument] = {}
+    for index in itertools.count():
+        if len(found) == count:
+            break
+        document = documents[index]
+        (noun,), (key,) = document.fields["pools"], document.fields["picture_keys"]
+        found.setdefault((noun, key), document)
+    return list(found.values())
 
 
 def few_shot_documents(
@@ -317,6 +357,7 @@ def _majority(asked: Sequence[Asked], train_fields: Sequence[Mapping[str, Any]])
 def score_switching(
     pipeline: DocumentPipeline,
     captions: Sequence[Asked],
+    stories: Sequence[Asked],
     pictures: Sequence[Asked],
     options: AskOptions,
     *,
@@ -325,37 +366,44 @@ def score_switching(
 ) -> dict[str, SwitchingScores]:
     """Decode freely, every switch being the model's own, the likeliest token always.
 
-    Kinds of model without a choice in the matter (pictures of a fixed length by construction) close in time whenever
-    they open.
-
     Args:
         pipeline: The model.
-        captions: Documents of `caption_to_image`, which ask for a picture.
-        pictures: Documents of `image_to_caption`, which ask for text.
+        captions: Documents of `caption_to_image`, which ask for a picture and end there.
+        stories: Documents of `interleaved`, which ask for a picture and go on with text.
+        pictures: Documents of `image_to_caption`, which ask for text and end there.
         options: Of asking.
         picture_length: Tokens of a picture.
         max_text_tokens: Bound on a text.
 
     Returns:
-        `to_picture`, `to_text`, and `both`.
+        `captions`, `stories`; `to_picture`: the two together; and `to_text`, of pictures, where any text will do.
     """
     free = {"whole_pictures": False, "do_sample": False}
     # Twice the length and some: a picture that is never closed must not have the right length by the bound.
     bound = 2 * picture_length + max_text_tokens
-    drawn = ask(pipeline, [one.prompt for one in captions], options, max_new_tokens=bound, **free)
-    written = ask(pipeline, [one.prompt for one in pictures], options, max_new_tokens=bound, **free)
-    to_picture, to_text = [*map(_picture_truths, drawn)], [*map(_text_truths, written)]
-    columns = {"to_picture": to_picture, "to_text": to_text, "both": [*to_picture, *to_text]}
-    return {name: SwitchingScores.of(*map(list, zip(*rows, strict=True))) for name, rows in columns.items()}
+    asked = {"captions": captions, "stories": stories, "pictures": pictures}
+    answers = {
+        name: ask(pipeline, [one.prompt for one in of_kind], options, max_new_tokens=bound, **free)
+        for name, of_kind in asked.items()
+    }
+    of_captions = [_picture_truths(answer, may_end=True) for answer in answers["captions"]]
+    of_stories = [_picture_truths(answer, may_end=False) for answer in answers["stories"]]
+    rows = {
+        "captions": of_captions,
+        "stories": of_stories,
+        "to_picture": [*of_captions, *of_stories],
+        "to_text": [*map(_text_truths, answers["pictures"])],
+    }
+    return {name: SwitchingScores.of(*map(list, zip(*truths, strict=True))) for name, truths in rows.items()}
 
 
-def _picture_truths(answer: AnswerEvent) -> tuple[bool, bool, bool]:
-    """Whether a picture comes at once, has the right length, and is followed by text or the end."""
+def _picture_truths(answer: AnswerEvent, *, may_end: bool) -> tuple[bool, bool, bool]:
+    """Whether a picture comes at once, has the right length, and is followed by text (or the end, where it may be)."""
     if not answer.parts or not is_picture(answer.parts[0]):
         return False, False, False
     is_whole = isinstance(answer.parts[0], Image.Image)
-    returns = isinstance(answer.parts[1], str) if len(answer.parts) > 1 else answer.finish_reason == "eos"
-    return True, is_whole, returns
+    ends = may_end and len(answer.parts) == 1 and answer.finish_reason == "eos"
+    return True, is_whole, ends or (len(answer.parts) > 1 and isinstance(answer.parts[1], str))
 
 
 def _text_truths(answer: AnswerEvent) -> tuple[bool, bool, bool]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentlm.evaluation.intervals import Interval, bootstrap_ratio
 from latentlm.evaluation.scores_table import Columns, scores_table
 
 
@@ -43,9 +44,15 @@ class Share:
         """Binomial: sqrt(p (1 - p) / N)."""
         return math.sqrt(self.share * (1 - self.share) / self.num)
 
+    @property
+    def interval(self) -> Interval:
+        """Over the trials."""
+        successes = round(self.share * self.num)
+        return bootstrap_ratio([1] * successes + [0] * (self.num - successes))
+
     def as_json(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return {**asdict(self), "standard_error": self.standard_error}
+        """The interval's `estimate`, `low`, `high` and `num`."""
+        return self.interval.as_json()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +175,15 @@ class ChoiceScores:
         return self.likeliest.standard_error
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return {name: getattr(self, name) for name in self.columns}
+        """Plain values by name, the share with its interval."""
+        return {
+            "num": self.num,
+            "share": self.likeliest.as_json(),
+            "chance": self.chance,
+            "nats": self.nats,
+            "nats_standard_error": self.nats_standard_error,
+            "chance_nats": self.chance_nats,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +259,10 @@ class AnswerScores:
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchingScores:
-    """Whether a model changes between text and pictures where it should; every share is one of all prompts."""
+    """Whether a model changes between text and pictures where it should; every share is one of all prompts.
+
+    A model that puts the end of a picture itself, by its length, closes in time whenever it opens: that is no merit.
+    """
 
     opens: Share
     """The first thing that follows is of the right kind."""
@@ -253,7 +270,7 @@ class SwitchingScores:
     """The first span is of the right kind and ends where it should: a picture after as many tokens as pictures have,
     a text by the model's own end of text or switch and not by the bound."""
     returns: Share
-    """What follows the first span is text again, or the end of the document."""
+    """What follows the first span is what follows in such a document: text, or its end."""
     everything: Share
     """All three."""
 

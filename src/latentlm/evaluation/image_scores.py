@@ -75,6 +75,8 @@ class ImageScores:
     """The same in a space that owes nothing to the classifier."""
     kernel: float
     """Unbiased kernel distance (KID's formula) in the classifier's features; 0 on average for equal distributions."""
+    kernel_second_space: float
+    """The same in the second space: a ranking counts when both agree."""
     precision: float
     recall: float
     nearest_train_share: float
@@ -92,6 +94,7 @@ class ImageScores:
         "frechet": ("Fréchet, judge ↓", ".3f"),
         "frechet_second_space": ("Fréchet, second space ↓", ".3f"),
         "kernel": ("kernel distance ↓", ".4f"),
+        "kernel_second_space": ("kernel distance, second space ↓", ".4f"),
         "precision": ("precision ↑", ".3f"),
         "recall": ("recall ↑", ".3f"),
         "nearest_train_share": ("near a training image", ".1%"),
@@ -156,6 +159,7 @@ class Panel:
         """
         self.check_shape(judged.images)
         features = self.judge.features(judged.images)
+        second_features = self.second_space.features(judged.images)
         precision, recall = precision_and_recall(features, self.reference_features)
         probabilities = self.judge.probabilities(judged.images)
         nearest = nearest_distances(judged.images, self.train_images)
@@ -164,10 +168,9 @@ class Panel:
             accuracy=(probabilities.argmax(dim=1) == judged.labels).double().mean().item(),
             classifier_score=classifier_score(probabilities),
             frechet=frechet_distance(features, self.reference_features),
-            frechet_second_space=frechet_distance(
-                self.second_space.features(judged.images), self.reference_second_features
-            ),
+            frechet_second_space=frechet_distance(second_features, self.reference_second_features),
             kernel=kernel_distance(features, self.reference_features),
+            kernel_second_space=kernel_distance(second_features, self.reference_second_features),
             precision=precision,
             recall=recall,
             nearest_train_share=(nearest < self.near_threshold).double().mean().item(),

@@ -45,6 +45,19 @@ class InceptionScores:
         return asdict(self)
 
 
+def check_weights(weights: Path) -> None:
+    """Refuse a file that is not there: before judges are trained and pictures drawn.
+
+    Raises:
+        ValueError: Saying which file it should be.
+    """
+    if not weights.is_file():
+        raise ValueError(
+            f"--inception-weights: there is no file {weights}; it is torch-fidelity's "
+            "weights-inception-2015-12-05-6726825d.pth, which you download yourself"
+        )
+
+
 class InceptionJudge:
     """The Inception network with the user's weights, and what it saw in the reference images.
 
@@ -62,11 +75,7 @@ class InceptionJudge:
     def __init__(
         self, weights: Path, reference: Float[Tensor, "N C H W"], *, batch_size: int = 50, progress: bool = False
     ) -> None:
-        if not weights.is_file():
-            raise ValueError(
-                f"--inception-weights: there is no file {weights}; it is torch-fidelity's "
-                "weights-inception-2015-12-05-6726825d.pth, which you download yourself"
-            )
+        check_weights(weights)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
                 FeatureExtractorInceptionV3,

@@ -1,7 +1,8 @@
 """Accuracy of short answers to questions about pictures, by the rules of VQA (Antol et al. 2015; VQA v2).
 
 An answer is right as far as people gave it: min(matches / 3, 1), averaged over the ten ways to leave one of the ten
-annotators out. Both sides are normalised first, by the published rules of the evaluation. With a single reference the
+annotators out. Both sides are normalised first, exactly as the official script does it (GT-Vision-Lab/VQA, vqaEval.py;
+slips included, for scores compare only under the same ones). With a single reference, which the script never has, the
 measure is exact match after that normalisation.
 
 A table of accuracies shows two baselines beside the model (`majority_baseline`, and the model without the picture):
@@ -36,17 +37,18 @@ _NUMBERS = {
 _ARTICLES = ("a", "an", "the")
 
 # Apostrophe and colon stay: "girl's" is not "girls", and "2:50" is a time.
-_PUNCTUATION = re.compile(r'[;/\[\]"{}()=+\\_\-><@`,?!]')
-_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD_NOT_DECIMAL = re.compile(r"\.(?!\d)")
+_NUM_PERIODS = 32
+"""As many are removed at most: the script passes re.UNICODE (32) where `sub` takes a count."""
 
-# Contractions of the official script (GT-Vision-Lab/VQA), without its slips (typographic apostrophes in the results,
-# "I'm" in upper case, which lower-cased text never has). Those whose bare letters are another word ("we're", "it's",
-# "I'll") are left out there too.
+# Contractions of the script. Those whose bare letters are another word ("we're", "it's", "I'll") are left out there;
+# "I'm", "I've" and "I'd've" are in upper case there, so that lower-cased text never meets them.
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
-    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd somebody'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
     somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's
     there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't
     what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
@@ -57,33 +59,48 @@ _APOSTROPHE_MISSING = {
     for full in _CONTRACTIONS.split()
     for place, sign in enumerate(full)
     if sign == "'"
-}
+} | {"somebody'd": "somebodyd"}  # the wrong way round, as in the script
 """A contraction with any one of its apostrophes missing, to the contraction."""
 
 
 def normalize_answer(answer: str) -> str:
     """An answer as VQA compares it.
 
-    Lower case; commas inside numbers and periods that are not decimal points are removed, all other punctuation except
-    apostrophe and colon becomes a space; number words up to ten become digits; articles go; contractions get a missing
-    apostrophe back.
-
-    The official script differs from these published rules in corners: there a sign that touches a space anywhere in
-    the answer is removed without leaving a space, and references on which all annotators agree are not normalised.
+    Punctuation except apostrophe and colon becomes a space, or nothing if the sign touches a space anywhere in the
+    answer or the answer has a comma between digits; periods that are not before a digit are removed. Then lower case;
+    number words up to ten become digits; articles go; contractions get a missing apostrophe back.
 
     >>> normalize_answer("The 100,978 dogs... dont bark!")
     "100978 dogs don't bark"
     """
-    text = _COMMA_IN_NUMBER.sub("", answer.lower())
-    text = _PERIOD_NOT_DECIMAL.sub("", _PUNCTUATION.sub(" ", text))
-    words = [_NUMBERS.get(word, word) for word in text.split()]
+    return _with_digits_and_without_articles(_without_punctuation(_in_one_line(answer)))
+
+
+def _in_one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_punctuation(answer: str) -> str:
+    """The script's processPunctuation."""
+    has_long_number = _COMMA_IN_NUMBER.search(answer) is not None
+    text = answer
+    for sign in _PUNCTUATION:
+        touches_space = f"{sign} " in answer or f" {sign}" in answer
+        text = text.replace(sign, "" if touches_space or has_long_number else " ")
+    return _PERIOD_NOT_DECIMAL.sub("", text, count=_NUM_PERIODS)
+
+
+def _with_digits_and_without_articles(answer: str) -> str:
+    """The script's processDigitArticle."""
+    words = [_NUMBERS.get(word, word) for word in answer.lower().split()]
     return " ".join(_APOSTROPHE_MISSING.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     """How far people agree with an answer: mean over the left-out annotator of min(matches among the others / 3, 1).
 
-    With ten references: 0, 0.3, 0.6 or 0.9 for up to three matches and 1 from four on.
+    With ten references: 0, 0.3, 0.6 or 0.9 for up to three matches and 1 from four on. As in the script nothing is
+    normalised, the answer neither, where all annotators wrote the very same.
 
     Args:
         answer: The model's.
@@ -100,9 +117,11 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
             "VQA accuracy needs the answers of at least four annotators, one of whom is left out and three of whom "
             f"make an answer right, or a single answer to match; but got {references!r}"
         )
-    given = normalize_answer(answer)
     count = len(references)
-    matches = sum(normalize_answer(reference) == given for reference in references)
+    is_unanimous = count > 1 and len(set(map(_in_one_line, references))) == 1
+    normalize = _in_one_line if is_unanimous else normalize_answer
+    given = normalize(answer)
+    matches = sum(normalize(reference) == given for reference in references)
     if count == 1:
         return float(matches)
     # Leaving out one of those who agree leaves one match less; leaving out one of the others leaves all.

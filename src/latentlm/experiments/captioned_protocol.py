@@ -32,9 +32,9 @@ from latentlm.evaluation.document_protocol import Asked, blind_captions
 from latentlm.evaluation.document_scores import LikelihoodScores, Share
 from latentlm.experiments.captioned_options import CaptionedOptions
 from latentlm.experiments.captioned_run import CaptionedRun, Settings
-from latentlm.experiments.document_drawing import with_errors
+from latentlm.experiments.document_drawing import consistency_as_json, with_intervals
 from latentlm.experiments.protocol import MeasureContext, remembered
-from latentlm.experiments.training_cost import Build
+from latentlm.experiments.training_cost import Build, document_training
 from latentlm.pictures import picture_grid, save_picture
 
 _SHOWN = 16
@@ -56,7 +56,7 @@ def captioned_pictures(context: MeasureContext, *, build: Build) -> dict[str, An
         `image_to_text`: for `all` and each kind `model` and `blind`, `LikelihoodScores`;
         `captions`: for `all` and each kind `model`, `blind` (the caption of another picture) and `majority`, `Share` by
         fact, `exact` among them, and `examples`;
-        and always `parameters` and `seconds` by measure.
+        and always `trained`, see `document_training`; `parameters`; and `seconds` by measure.
     """
     options = from_mapping(CaptionedOptions, context.options, where=f"options of {context.cell}")
     run = CaptionedRun(context, options, build)
@@ -68,8 +68,9 @@ def captioned_pictures(context: MeasureContext, *, build: Build) -> dict[str, An
             context.scratch_dir, f"measure_{name}", lambda name=name: _timed(measures[name], run, options)
         )
         result[name], seconds[name] = timed["result"], timed["seconds"]
+    trained = remembered(context.scratch_dir, "trained", lambda: document_training(context.recipe, build))
     parameters = sum(parameters_by_part(run.pipeline.model).values())
-    return {**result, "parameters": parameters, "seconds": seconds}
+    return {**result, "trained": trained, "parameters": parameters, "seconds": seconds}
 
 
 def _timed(measure: Any, run: CaptionedRun, options: CaptionedOptions) -> dict[str, Any]:
@@ -106,8 +107,11 @@ def _text_to_image(run: CaptionedRun, options: CaptionedOptions) -> dict[str, An
             candidates=candidates,
         )
         kinds[kind] = {
-            **{row: with_errors(score_drawn(run.judges.panel, pictures, own)) for row, pictures in judged.items()},
-            "consistency": {row: with_errors(of_row) for row, of_row in consistency.as_json().items()},
+            **{
+                row: with_intervals(score_drawn(run.judges.panel, pictures, own).as_json())
+                for row, pictures in judged.items()
+            },
+            "consistency": consistency_as_json(consistency),
         }
         shown = torch.cat([own.images[:_SHOWN], judged["drawn"].images[:_SHOWN]])
         columns = min(_SHOWN, len(places))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from latentlm.config import to_mapping
 from latentlm.data.documents import RawImage
-from latentlm.evaluation.consistency import caption_consistency
+from latentlm.evaluation.clip_score import ClipJudge
+from latentlm.evaluation.consistency import CaptionConsistency, caption_consistency
 from latentlm.evaluation.document_answers import IMAGE, ask_for_pictures, sampling_changed
 from latentlm.evaluation.document_pictures import PoolPanels, asked_labels, own_pictures
 from latentlm.evaluation.document_protocol import Asked, plain_caption
@@ -19,6 +21,7 @@ from latentlm.evaluation.document_scores import Share
 from latentlm.evaluation.dual_encoder import load_dual_encoder
 from latentlm.evaluation.image_protocol import EvaluatedPart, select_score
 from latentlm.evaluation.image_scores import LabelledImages
+from latentlm.evaluation.inception import InceptionJudge, check_weights
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.document_run import DocumentRun, first_seed
 from latentlm.experiments.image_protocols import through_tokens
@@ -27,7 +30,7 @@ from latentlm.pictures import picture_grid, save_picture
 from latentlm.storage import waiting_lock
 
 _GRID_PICTURES = 40
-_DISTANCES = ("frechet", "frechet_second_space", "kernel")
+_DISTANCES = ("frechet", "frechet_second_space", "kernel", "kernel_second_space")
 
 
 class Drawing:
@@ -36,11 +39,20 @@ class Drawing:
     Args:
         run: The run.
         options: Of the measurement.
+
+    Raises:
+        ImportError: If CLIP scores are asked for without transformers.
+        ValueError: If CLIP or Inception weights are not where the options say.
     """
 
     def __init__(self, run: DocumentRun, options: DocumentModelOptions) -> None:
         self.run = run
         self.options = options
+        clip, inception = options.clip_weights, options.inception_weights
+        self._clip = None if clip is None else ClipJudge(Path(clip), progress=run.context.progress)
+        self._inception_weights = None if inception is None else Path(inception)
+        if self._inception_weights is not None:
+            check_weights(self._inception_weights)
 
     @cached_property
     def trials(self) -> list[dict[str, Any]]:
@@ -84,7 +96,7 @@ class Drawing:
 
     def measure(self) -> dict[str, Any]:
         """Draw test captions once, with the chosen setting; see `document_protocols.document_model`."""
-        asked = self.run.asked("caption_to_image", self.options.num_pictures)
+        asked = self.run.to_draw(self.options.num_pictures)
         drawn = remembered(self.run.context.scratch_dir, "pictures", lambda: self._drawn(asked))
         samples = LabelledImages(images=drawn["images"], labels=drawn["labels"])
         real = own_pictures(asked, self.run.ranges)
@@ -92,7 +104,7 @@ class Drawing:
         panels = PoolPanels(self.run.judges, self.run.ranges)
         judged = {"scores": samples, "floor": real, "ceiling": self._through_tokenizer(real)}
         scores = {
-            row: {noun: with_errors(of_pool.as_json()) for noun, of_pool in panels.score(pictures).items()}
+            row: {noun: with_intervals(of_pool.as_json()) for noun, of_pool in panels.score(pictures).items()}
             for row, pictures in judged.items()
         }
         over_ceiling = {
@@ -113,6 +125,7 @@ class Drawing:
             **scores,
             "over_ceiling": over_ceiling,
             "consistency": self._consistency(samples, real, asked),
+            **self._foreign_scores(judged, asked),
             "pictures_per_second": len(samples) / float(drawn["seconds"]),
         }
 
@@ -129,6 +142,18 @@ class Drawing:
         batches = zip(real.images.split(250), torch.arange(len(real)).split(250), strict=True)
         images = torch.cat([through_tokens(tokenizer, pictures, keys) for pictures, keys in batches])
         return LabelledImages(images=images, labels=real.labels)
+
+    def _foreign_scores(self, judged: Mapping[str, LabelledImages], asked: Sequence[Asked]) -> dict[str, Any]:
+        """Scores by networks that the user brings, of the same rows as our own."""
+        scores: dict[str, Any] = {}
+        if self._clip is not None:
+            captions = [str(one.prompt[0]) for one in asked]
+            scores["clip"] = {row: self._clip.score(one.images, captions).as_json() for row, one in judged.items()}
+        if self._inception_weights is not None:
+            reference = self.run.judges.panel.reference.images
+            inception = InceptionJudge(self._inception_weights, reference, progress=self.run.context.progress)
+            scores["inception"] = {row: inception.score(one.images).as_json() for row, one in judged.items()}
+        return scores
 
     def _consistency(self, samples: LabelledImages, real: LabelledImages, asked: Sequence[Asked]) -> dict[str, Any]:
         """R-precision among one phrasing per class: others mean the same, and none of them is the right one."""
@@ -155,12 +180,18 @@ class Drawing:
                 for name in names
             ],
         )
-        return {"fingerprint": fingerprint} | {row: with_errors(of_row) for row, of_row in scores.as_json().items()}
+        return {"fingerprint": fingerprint, **consistency_as_json(scores)}
 
 
-def with_errors(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of pictures with the errors of the shares among them."""
+def with_intervals(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of pictures, as JSON, with intervals around the shares among them."""
     num = scores["num_images"] if "num_images" in scores else scores["num_pictures"]
-    shares = [name for name in ("accuracy", "at_1", "at_5") if name in scores]
-    errors = {f"{name}_standard_error": Share(num=num, share=scores[name]).standard_error for name in shares}
-    return {**scores, **errors}
+    shares = [name for name in ("accuracy", "nearest_train_share", "at_1", "at_5") if name in scores]
+    return {**scores, **{name: Share(num=num, share=scores[name]).as_json() for name in shares}}
+
+
+def consistency_as_json(scores: CaptionConsistency) -> dict[str, Any]:
+    """R-precision by row, with intervals around what was counted; chance was not."""
+    counted = {"samples": scores.samples, "real_test": scores.real_test}
+    rows = {row: with_intervals(of_row.as_json()) for row, of_row in counted.items()}
+    return {**rows, "chance": scores.chance.as_json()}

@@ -27,7 +27,7 @@ class DocumentNoiseOptions:
     """Levels of noise, as shares of the schedule from data (0) to noise (100)."""
     num_captions: int = 1000
     """Test captions whose likelihood is measured, at each level."""
-    num_classified: int = 200
+    num_classified: int = 1000
     """Of those captions, how many compete with the captions of all other classes of their pool."""
     weights: Weights = "ema"
     step: int | None = None
@@ -84,6 +84,6 @@ def document_noise(context: MeasureContext, *, build: Build) -> dict[str, Any]:
             "percents": options.percents,
             "perplexity": [scores["image_to_text"]["perplexity"] for scores in levels.values()],
             "nats": [scores["classified"]["nats"] for scores in levels.values()],
-            "accuracy": [scores["classified"]["share"] for scores in levels.values()],
+            "accuracy": [scores["classified"]["share"]["estimate"] for scores in levels.values()],
         },
     }

@@ -26,22 +26,28 @@ class DocumentModelOptions:
     """An `ImageDataConfig` of the pictures of all pools in their order (path, additional_paths, ...), which judges are
     trained on; its size is the model's. None: that of the only pool."""
     num_pictures: int = 1000
-    """Test captions that are drawn. Distances compare only at one count, and floor and ceiling have the same."""
+    """Test captions that are drawn, of different real pictures. Distances compare only at one count, and floor and
+    ceiling have the same."""
     num_validation_pictures: int = 500
     """Of each trial."""
     trials: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     """Settings of drawing to choose from, by dotted name: [{cfg_scale: 1.0}, {cfg_scale: 1.5}]; as many for every
     model that is compared."""
+    clip_weights: str | None = None
+    """A folder of CLIP weights that you bring: adds the CLIP score of the drawn pictures, beside that of real ones."""
+    inception_weights: str | None = None
+    """A file of Inception weights that you bring: adds FID and Inception score, beside those of real pictures."""
     num_captions: int = 1000
     """Test pictures that are captioned, and captions whose likelihood is measured."""
-    num_classified: int = 200
+    num_classified: int = 1000
     """Of those captions, how many compete with the captions of all other classes of their pool."""
     num_questions: int = 500
     """Of each task."""
     num_few_shot: int = 250
     """Of each number of examples."""
     num_switching: int = 1000
-    """Prompts: half captions, half pictures."""
+    """Prompts that must open a picture: half captions, half beginnings of stories; beside them half as many pictures,
+    which text must follow."""
     num_train_documents: int = 5000
     """Of each task, for the majority, and for the dual encoder."""
     dual_encoder: DualEncoderConfig = field(default_factory=lambda: DualEncoderConfig(num_steps=3000))

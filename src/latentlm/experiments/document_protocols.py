@@ -30,7 +30,7 @@ from latentlm.experiments.document_likelihoods import captions_given, class_of_p
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.document_run import DocumentRun
 from latentlm.experiments.protocol import MeasureContext, remembered
-from latentlm.experiments.training_cost import Build
+from latentlm.experiments.training_cost import Build, document_training
 
 
 def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
@@ -46,14 +46,16 @@ def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
         `image_to_text`: `model` and `blind`, `LikelihoodScores`; `classified`, `ChoiceScores` of the own caption among
         those of all classes;
         `text_to_image`: `judges`; `trials`, `chosen`, `sampling`; `scores`, `floor`, `ceiling` and `over_ceiling`, each
-        by `all` and pool, `ImageScores`; `consistency`, `CaptionConsistency`; `pictures_per_second`;
+        by `all` and pool, `ImageScores`; `consistency`, `CaptionConsistency`; of the same three rows, if the options
+        bring weights, `clip`, `ClipScores`, and `inception`, `InceptionScores`; `pictures_per_second`;
         `captions`: `model` and `blind`, `CaptioningScores`;
         `questions`: by task, `AnswerScores`;
         `few_shot`: by number of examples, `AnswerScores` without a majority, `chance`, and `likelier`: `model` and
         `blind`, `ChoiceScores` of the right one among the two names;
-        `switching`: `to_picture`, `to_text` and `both`, `SwitchingScores`, and `chosen`, how pictures were drawn;
-        and always `trained`: `steps`, `tokens` (positions of the rows so far, padding included) and `flops`;
-        `parameters`; and `seconds` by measure, with the training of judges where it came to that.
+        `switching`: `captions`, `stories`, both as `to_picture`, and `to_text`, `SwitchingScores`; `chosen`, how
+        pictures were drawn; `closes_by_construction`: whether the model has no say in where a picture ends;
+        and always `trained`, see `document_training`; `parameters`; and `seconds` by measure, with the training of
+        judges where it came to that.
     """
     options = from_mapping(DocumentModelOptions, context.options, where=f"options of {context.cell}")
     measures = _Measures(context, options, build)
@@ -62,9 +64,10 @@ def document_model(context: MeasureContext, *, build: Build) -> dict[str, Any]:
     for name in options.measures:
         timed = remembered(context.scratch_dir, f"measure_{name}", lambda name=name: _timed(getattr(measures, name)))
         result[name], seconds[name] = timed["result"], timed["seconds"]
-    flops = remembered(context.scratch_dir, "training_flops", lambda: {"flops": measures.run.training_flops()})
+    trained = remembered(
+        context.scratch_dir, "trained", lambda: document_training(context.recipe, build, num_steps=options.step)
+    )
     parameters = sum(parameters_by_part(measures.run.pipeline.model).values())
-    trained = {**measures.run.trained, **flops}
     return {**result, "trained": trained, "parameters": parameters, "seconds": seconds}
 
 
@@ -157,15 +160,21 @@ class _Measures:
         return scores.as_json()
 
     def switching(self) -> dict[str, Any]:
-        """Free decoding after captions and after pictures, with the chosen setting of drawing."""
+        """Free decoding after captions, beginnings of stories and pictures, with the chosen setting of drawing."""
         half = self.options.num_switching // 2
         with sampling_changed(self.run.pipeline, self._drawing.chosen):
             scores = score_switching(
                 self.run.pipeline,
-                self.run.asked("caption_to_image", half),
-                self.run.asked("image_to_caption", self.options.num_switching - half),
+                self.run.asked("caption_to_image", self.options.num_switching - half),
+                self.run.asked("interleaved", half),
+                self.run.asked("image_to_caption", half),
                 self.run.asking,
                 picture_length=self.run.picture_length,
                 max_text_tokens=self.options.max_caption_tokens,
             )
-        return {"chosen": self._drawing.chosen, **{name: row.as_json() for name, row in scores.items()}}
+        pipeline = self.run.pipeline
+        return {
+            "chosen": self._drawing.chosen,
+            "closes_by_construction": not pipeline.ends_pictures_itself or pipeline.prompts.says_size,
+            **{name: row.as_json() for name, row in scores.items()},
+        }

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from latentlm.evaluation.clip_score import ClipScores
+from latentlm.evaluation.inception import InceptionScores
 from latentlm.experiments.document_options import DocumentModelOptions
 
 Result = Mapping[str, Any]
@@ -22,8 +24,8 @@ def document_report(result: Result, options: DocumentModelOptions) -> str:
     trained, seconds = result["trained"], sum(result["seconds"].values())
     sections.append(
         f"{result['parameters']:,} parameters, trained for {trained['steps']:,} steps ({trained['tokens']:,} tokens). "
-        f"Test documents of seed {options.seed}; shares with binomial standard errors, means with those of their "
-        f"documents. Answers are the likeliest tokens. Blind: with the pictures of another document. "
+        f"Test documents of seed {options.seed}; shares with 95% intervals by the bootstrap over them, means with "
+        f"standard errors. Answers are the likeliest tokens. Blind: with the pictures of another document. "
         f"Measured in {seconds:,.0f} s."
     )
     return "\n\n".join(sections) + "\n"
@@ -75,7 +77,7 @@ def _text_to_image(result: Result) -> list[str]:
             noun,
             f"{one['num_images']:,}",
             *(f"{one[name]:.3f}" for name in distances),
-            _share(one["accuracy"], one["accuracy_standard_error"]),
+            _share(one["accuracy"]),
             f"{one['precision']:.3f}",
             f"{one['recall']:.3f}",
         ]
@@ -98,7 +100,7 @@ def _text_to_image(result: Result) -> list[str]:
             row,
             f"{one['num_pictures']:,}",
             f"{one['num_captions']:,}",
-            *(_share(one[name], one[f"{name}_standard_error"]) for name in ("at_1", "at_5")),
+            *(_share(one[name]) for name in ("at_1", "at_5")),
         ]
         for row, one in result["consistency"].items()
         if isinstance(one, Mapping)
@@ -116,6 +118,23 @@ def _text_to_image(result: Result) -> list[str]:
         f"{judges['judge_accuracy']:.1%} of real test pictures; distances compare only between equal N and judges "
         f"({judges['fingerprint'][:16]}).",
         _table(["R-precision", "pictures", "captions", "@1 ↑", "@5 ↑"], consistency),
+        *_foreign_scores(result, titles),
+    ]
+
+
+def _foreign_scores(result: Result, titles: Mapping[str, str]) -> list[str]:
+    """Of networks that the user brought."""
+    columns = {"clip": ClipScores.columns, "inception": InceptionScores.columns}
+    return [
+        _table(
+            ["", *(title for title, _ in shown.values())],
+            [
+                [title, *(format(result[judge][row][name], spec) for name, (_, spec) in shown.items())]
+                for row, title in titles.items()
+            ],
+        )
+        for judge, shown in columns.items()
+        if judge in result
     ]
 
 
@@ -126,8 +145,8 @@ def _captions(result: Result) -> list[str]:
             f"{one['num_captions']:,}",
             f"{one['references_per_caption']:.0f}",
             f"{one['cider']:.3f}",
-            _with_error(one["exact_match"]),
-            _with_error(one["class_named"]),
+            _share(one["exact_match"]),
+            _share(one["class_named"]),
         ]
         for title, one in (("model", result["model"]), ("blind", result["blind"]))
     ]
@@ -158,14 +177,21 @@ def _few_shot(result: Result) -> list[str]:
 
 
 def _switching(result: Result) -> list[str]:
-    titles = {"to_picture": "after captions", "to_text": "after pictures", "both": "all"}
+    titles = {
+        "captions": "captions, then a picture",
+        "stories": "stories, then a picture, then text",
+        "to_picture": "both",
+        "to_text": "pictures, then text",
+    }
     truths = ("opens", "closes", "returns", "everything")
     rows = [
-        [title, f"{result[row]['opens']['num']:,}", *(_with_error(result[row][truth]) for truth in truths)]
+        [title, f"{result[row]['opens']['num']:,}", *(_share(result[row][truth]) for truth in truths)]
         for row, title in titles.items()
     ]
     heads = ["prompts", "N", "opens the right span ↑", "closes it in time ↑", "returns ↑", "all of it ↑"]
-    return ["## Switching by itself", _table(heads, rows)]
+    given = "This kind of model puts the end of a picture by its length: it closes in time whenever it opens."
+    notes = [given] if result["closes_by_construction"] else []
+    return ["## Switching by itself", _table(heads, rows), *notes]
 
 
 _SECTIONS: dict[str, Callable[[Result], list[str]]] = {
@@ -182,7 +208,7 @@ _SECTIONS: dict[str, Callable[[Result], list[str]]] = {
 
 def _accuracies(scores: Result) -> list[str]:
     """Of model, blind and majority."""
-    return [_with_error(scores[row]) if row in scores else _NO_VALUE for row in ("model", "blind", "majority")]
+    return [_share(scores[row]) if row in scores else _NO_VALUE for row in ("model", "blind", "majority")]
 
 
 def _choices(head: str, rows: Mapping[str, Result]) -> str:
@@ -190,7 +216,7 @@ def _choices(head: str, rows: Mapping[str, Result]) -> str:
         [
             title,
             f"{one['num']:,}",
-            _share(one["share"], one["standard_error"]),
+            _share(one["share"]),
             f"{one['chance']:.1%}",
             f"{one['nats']:.4f} ± {one['nats_standard_error']:.4f}",
             f"{one['chance_nats']:.4f}",
@@ -205,12 +231,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _with_error(share: Result) -> str:
-    return _share(share["share"], share["standard_error"])
-
-
-def _share(share: float, error: float) -> str:
-    return f"{share:.1%} ± {error:.1%}"
+def _share(share: Result | float) -> str:
+    """With its interval if it has one; chance has none."""
+    if isinstance(share, Mapping):
+        return f"{share['estimate']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
+    return f"{share:.1%}"
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -12,13 +12,13 @@ from latentlm.data.documents import RawDocument
 from latentlm.data.documents.composed import ComposedDataConfig, open_composed
 from latentlm.evaluation.document_answers import IMAGE, AskOptions
 from latentlm.evaluation.document_pictures import label_ranges
-from latentlm.evaluation.document_protocol import Asked, open_pictures, task_documents
+from latentlm.evaluation.document_protocol import Asked, open_pictures, picture_documents, task_documents
 from latentlm.evaluation.image_protocol import EvaluatedPart, ImageProtocol
 from latentlm.evaluation.judges import Judges, load_judges
 from latentlm.experiments.document_options import DocumentModelOptions
 from latentlm.experiments.image_protocols import MODEL_FOLDERS
 from latentlm.experiments.protocol import MeasureContext
-from latentlm.experiments.training_cost import Build, training_flops
+from latentlm.experiments.training_cost import Build
 from latentlm.generation.document_pipeline import DocumentPipeline
 from latentlm.generation.pipeline_folder import AnyImageTokenizer
 from latentlm.storage import waiting_lock
@@ -113,19 +113,6 @@ class DocumentRun:
             )
         return self.context.load(kept_model(run_dir, step))
 
-    @property
-    def trained(self) -> dict[str, int]:
-        """How long the model was trained: `steps`, and `tokens`, the positions of all rows, padding included."""
-        recipe, step = self.context.recipe, self._options.step
-        trainer = recipe.trainer
-        steps = trainer.num_steps if step is None else step
-        rows = steps * trainer.batch_size * trainer.num_accumulation_steps
-        return {"steps": steps, "tokens": rows * recipe.max_length}
-
-    def training_flops(self) -> float:
-        """See `training_cost`."""
-        return training_flops(self.context.recipe, self._build, num_steps=self.trained["steps"])
-
     def bar(self, name: str) -> str | None:
         """Name of a progress bar; None where none is to be shown."""
         return name if self.context.progress else None
@@ -201,6 +188,10 @@ class DocumentRun:
     def documents(self, task: str, count: int, part: Part = "test") -> list[RawDocument]:
         """Documents of one task."""
         return task_documents(self.data, task, part=part, count=count, seed=self._options.seed)
+
+    def to_draw(self, count: int) -> list[Asked]:
+        """Test captions of different pictures as prompts and answers."""
+        return self.opened(picture_documents(self.data, part="test", count=count, seed=self._options.seed))
 
     def opened(self, documents: Sequence[RawDocument]) -> list[Asked]:
         """The same as prompts and answers, with their pictures decoded."""

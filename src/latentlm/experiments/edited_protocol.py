@@ -23,7 +23,7 @@ from latentlm.evaluation.editing import EditJudge, targets_of
 from latentlm.experiments.captioned_options import EditedOptions
 from latentlm.experiments.captioned_run import CaptionedRun, Settings
 from latentlm.experiments.protocol import MeasureContext, remembered
-from latentlm.experiments.training_cost import Build
+from latentlm.experiments.training_cost import Build, document_training
 from latentlm.nn.keyed_noise import combine_keys
 from latentlm.pictures import picture_grid, save_picture
 
@@ -42,7 +42,8 @@ def edited_pictures(context: MeasureContext, *, build: Build) -> dict[str, Any]:
     Returns:
         `judges`; by number of pictures in the prompt (`1`: the source alone, `2`: the source behind another picture,
         which has the style) `trials`, `chosen`, `sampling`, `pictures_per_second`, and `kinds`: for `all` and each kind
-        `edited`, `source`, `copied` and `ceiling`, `EditScores`; and `num_targets`, `parameters`.
+        `edited`, `source`, `copied` and `ceiling`, `EditScores`; and `num_targets`, `trained` (see
+        `document_training`), `parameters`.
     """
     options = from_mapping(EditedOptions, context.options, where=f"options of {context.cell}")
     run = CaptionedRun(context, options, build)
@@ -59,7 +60,8 @@ def edited_pictures(context: MeasureContext, *, build: Build) -> dict[str, Any]:
         chosen = [one for one in asked if len(one.pictures) == count][: options.num_edits]
         alike = [one for one in validation if len(one.fields["media"]) == count + 1]
         result[str(count)] = _scores(run, options, chosen, Settings(run, options, alike, name=f"edits{count}"), judge)
-    return {**result, "parameters": sum(parameters_by_part(run.pipeline.model).values())}
+    trained = remembered(context.scratch_dir, "trained", lambda: document_training(context.recipe, build))
+    return {**result, "trained": trained, "parameters": sum(parameters_by_part(run.pipeline.model).values())}
 
 
 def _scores(

@@ -25,10 +25,10 @@ from latentlm.config import from_mapping
 from latentlm.data.audio import AudioDataset, WordStringConfig, WordStrings
 from latentlm.data.records import DataError
 from latentlm.evaluation.cost import parameters_by_part
+from latentlm.evaluation.intervals import bootstrap_ratio
 from latentlm.evaluation.speech.codecs import Codec, open_codec
 from latentlm.evaluation.speech.dnsmos import Dnsmos
 from latentlm.evaluation.speech.interfaces import PairScorer
-from latentlm.evaluation.speech.intervals import bootstrap_ratio
 from latentlm.evaluation.speech.reconstruction import pair_scorers, score_reconstructions
 from latentlm.evaluation.speech.speakers import VoiceLikeness
 from latentlm.experiments.protocol import MeasureContext, remembered

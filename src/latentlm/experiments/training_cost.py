@@ -29,6 +29,24 @@ def training_flops(recipe: Any, build: Build, *, num_steps: int | None = None) -
     return 3 * micro_batches * sum(counted) / len(counted)
 
 
+def document_training(recipe: Any, build: Build, *, num_steps: int | None = None) -> dict[str, int | float]:
+    """How long a model of documents was trained.
+
+    Args:
+        recipe: Of the run.
+        build: As in `training_flops`.
+        num_steps: As there.
+
+    Returns:
+        `steps`; `tokens`, the positions of all rows, padding included; `flops`.
+    """
+    trainer = recipe.trainer
+    steps = trainer.num_steps if num_steps is None else num_steps
+    rows = steps * trainer.batch_size * trainer.num_accumulation_steps
+    flops = training_flops(recipe, build, num_steps=steps)
+    return {"steps": steps, "tokens": rows * recipe.max_length, "flops": flops}
+
+
 def _forward_flops(objective: Any, raw_batch: Mapping[str, Any]) -> int:
     batch = objective.prepare(raw_batch, step=0, seed=0)
     totals = objective.counts(batch)

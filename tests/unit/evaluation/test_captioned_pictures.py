@@ -83,5 +83,5 @@ def test_drawn_pictures_are_near_their_own_references_and_noise_is_not() -> None
     worse = score_drawn(judges.panel, LabelledImages(images=noise, labels=real.labels), real)
     for name in ("kernel", "kernel_second_space"):
         # Unbiased: pairs of a picture with itself make the distance of a set to itself slightly negative.
-        assert same[name] <= 0 < worse[name]
-    assert same["num_images"] == 100
+        assert getattr(same, name) <= 0 < getattr(worse, name)
+    assert same.num_images == 100

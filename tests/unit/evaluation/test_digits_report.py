@@ -13,6 +13,7 @@ SAMPLES = ImageScores(
     frechet=0.8,
     frechet_second_space=1.2,
     kernel=0.01,
+    kernel_second_space=0.02,
     precision=0.9,
     recall=0.8,
     nearest_train_share=0.015,

@@ -18,6 +18,7 @@ from latentlm.evaluation.document_protocol import (
     few_shot_documents,
     name_choices,
     others_of_kind,
+    picture_documents,
     plain_caption,
     score_captions,
     score_questions,
@@ -63,7 +64,7 @@ def test_a_model_that_sees_answers_every_question(task):
     asked = digits_asked(task, COUNT)
     train = [one.fields for one in task_documents(DIGITS, task, part="train", count=400)]
     scores = score_questions(seeing(task), asked, OPTIONS, max_new_tokens=9, train_fields=train)
-    assert scores.model.as_json() == {"num": COUNT, "share": 1.0, "standard_error": 0.0}
+    assert (scores.model.num, scores.model.share) == (COUNT, 1.0)
     # With strange pictures it is right by luck: below 1/10, 1/3 and 1/2 + four standard errors of COUNT answers.
     luck = {"which": 0.1, "how_many": 1 / 3, "is_there": 1 / 2}[task]
     assert scores.blind.share < luck + 4 * (luck * (1 - luck) / COUNT) ** 0.5
@@ -140,6 +141,23 @@ def test_documents_of_one_task_are_the_same_every_time_and_others_under_another_
     assert {one.fields["task"] for one in first} == {"which"}
 
 
+def test_documents_of_different_pictures_are_those_of_the_task_without_repetitions():
+    drawn = task_documents(DIGITS, "caption_to_image", part="test", count=200)
+    keys = [one.fields["picture_keys"][0] for one in drawn]
+    firsts = [one.key for place, one in enumerate(drawn) if keys[place] not in keys[:place]]
+    assert len(firsts) < len(drawn), "or nothing was repeated"
+    different = picture_documents(DIGITS, part="test", count=len(firsts))
+    assert [one.key for one in different] == firsts
+    assert [one.key for one in picture_documents(DIGITS, part="test", count=9)] == firsts[:9]
+
+
+def test_all_pictures_of_the_pools_can_be_asked_for_and_no_more():
+    everything = picture_documents(DIGITS, part="test", count=539)
+    assert len({one.fields["picture_keys"][0] for one in everything}) == 539
+    with pytest.raises(ValueError, match="540 different pictures were asked for, but the pools digit have 539"):
+        picture_documents(DIGITS, part="test", count=540)
+
+
 # -- captions ----------------------------------------------------------------------------------------------------------
 
 
@@ -200,31 +218,48 @@ def test_captions_that_say_the_same_in_other_words_have_one_plain_form():
 PICTURE = Image.new("L", (8, 8))
 
 
+def switches(reply):
+    """Scores of a pipeline that answers four documents of each sort."""
+    tasks = ("caption_to_image", "interleaved", "image_to_caption")
+    asked = [digits_asked(task, 4) for task in tasks]
+    return score_switching(Scripted(reply), *asked, OPTIONS, picture_length=4, max_text_tokens=9)
+
+
+def is_story(prompt):
+    return isinstance(prompt[0], str) and prompt[0].startswith(("First", "Look", "Page"))
+
+
 @pytest.mark.parametrize(
-    ("after_caption", "truths"),
+    ("after_text", "of_caption", "of_story"),
     [
-        (((PICTURE,), "eos"), (1, 1, 1)),
-        (((PICTURE, " and more"), "length"), (1, 1, 1)),
-        (((PICTURE,), "length"), (1, 1, 0)),
-        (((PICTURE, PICTURE), "eos"), (1, 1, 0)),
-        (((BrokenPicture(3),), "eos"), (1, 0, 1)),
-        ((("words first", PICTURE), "eos"), (0, 0, 0)),
-        (((), "eos"), (0, 0, 0)),
+        (((PICTURE,), "eos"), (1, 1, 1), (1, 1, 0)),  # a caption's document ends with its picture, a story does not
+        (((PICTURE, " and more"), "length"), (1, 1, 1), (1, 1, 1)),
+        (((PICTURE,), "length"), (1, 1, 0), (1, 1, 0)),
+        (((PICTURE, PICTURE), "eos"), (1, 1, 0), (1, 1, 0)),
+        (((BrokenPicture(3),), "eos"), (1, 0, 1), (1, 0, 0)),
+        (((BrokenPicture(3), " and more"), "eos"), (1, 0, 1), (1, 0, 1)),
+        ((("words first", PICTURE), "eos"), (0, 0, 0), (0, 0, 0)),
+        (((), "eos"), (0, 0, 0), (0, 0, 0)),
     ],
 )
-def test_a_caption_is_followed_by_one_whole_picture_and_then_text_or_the_end(after_caption, truths):
-    captions, pictures = digits_asked("caption_to_image", 4), digits_asked("image_to_caption", 4)
-
+def test_a_text_is_followed_by_one_whole_picture_and_a_story_by_text_again(after_text, of_caption, of_story):
     def reply(prompt, options):
         assert options["whole_pictures"] is False, "the model closes its pictures itself"
-        return after_caption if isinstance(prompt[0], str) else (("A seven.",), "eos")
+        return after_text if isinstance(prompt[0], str) else (("A seven.",), "eos")
 
-    scores = score_switching(Scripted(reply), captions, pictures, OPTIONS, picture_length=4, max_text_tokens=9)
-    found = scores["to_picture"]
-    assert (found.opens.share, found.closes.share, found.returns.share) == truths
-    assert found.everything.share == all(truths)
+    scores = switches(reply)
+    for row, truths in (("captions", of_caption), ("stories", of_story)):
+        found = scores[row]
+        assert (found.opens.share, found.closes.share, found.returns.share) == truths
+        assert found.everything.share == all(truths)
+    assert scores["to_picture"].num == 8
+    assert scores["to_picture"].returns.share == (of_caption[2] + of_story[2]) / 2
     assert scores["to_text"].everything.share == 1.0
-    assert scores["both"].num == 8
+
+
+def test_captions_and_stories_are_counted_apart():
+    scores = switches(lambda prompt, options: ((), "eos") if is_story(prompt) else ((PICTURE,), "eos"))
+    assert [scores[row].opens.share for row in ("captions", "stories", "to_picture", "to_text")] == [1, 0, 0.5, 0]
 
 
 @pytest.mark.parametrize(
@@ -238,10 +273,10 @@ def test_a_caption_is_followed_by_one_whole_picture_and_then_text_or_the_end(aft
     ],
 )
 def test_a_picture_is_followed_by_text_that_ends(after_picture, truths):
-    captions, pictures = digits_asked("caption_to_image", 4), digits_asked("image_to_caption", 4)
-    pipeline = Scripted(lambda prompt, options: ((PICTURE,), "eos") if isinstance(prompt[0], str) else after_picture)
-    scores = score_switching(pipeline, captions, pictures, OPTIONS, picture_length=4, max_text_tokens=9)["to_text"]
-    assert (scores.opens.share, scores.closes.share, scores.returns.share) == truths
+    scores = switches(lambda prompt, options: ((PICTURE,), "eos") if isinstance(prompt[0], str) else after_picture)
+    found = scores["to_text"]
+    assert (found.opens.share, found.closes.share, found.returns.share) == truths
+    assert scores["captions"].everything.share == 1.0, "the pictures' answers count for themselves"
 
 
 def test_a_picture_that_is_never_closed_cannot_have_the_right_length_by_the_bound():
@@ -251,8 +286,7 @@ def test_a_picture_that_is_never_closed_cannot_have_the_right_length_by_the_boun
         bounds.append(options["max_new_tokens"])
         return (), "eos"
 
-    captions, pictures = digits_asked("caption_to_image", 1), digits_asked("image_to_caption", 1)
-    score_switching(Scripted(reply), captions, pictures, OPTIONS, picture_length=4, max_text_tokens=9)
+    switches(reply)
     assert min(bounds) > 2 + 4 + 2  # begin, end, and room for one latent too many
 
 

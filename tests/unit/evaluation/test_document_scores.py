@@ -14,12 +14,21 @@ from latentlm.evaluation.document_scores import (
     Share,
     SwitchingScores,
 )
+from latentlm.evaluation.intervals import bootstrap_ratio
 from latentlm.evaluation.scores_table import scores_table
 
 
 def test_a_share_has_its_number_and_binomial_error():
     share = Share.of([True, False, False, False])
-    assert share.as_json() == {"num": 4, "share": 0.25, "standard_error": math.sqrt(0.25 * 0.75 / 4)}
+    assert (share.num, share.share, share.standard_error) == (4, 0.25, math.sqrt(0.25 * 0.75 / 4))
+
+
+def test_a_share_is_recorded_with_its_interval_over_the_trials():
+    successes = [True] * 60 + [False] * 140
+    assert Share.of(successes).as_json() == bootstrap_ratio(successes).as_json()
+    assert list(Share.of(successes).as_json()) == ["estimate", "low", "high", "num"]
+    thirds = Share(num=3, share=2 / 3).as_json()
+    assert (thirds["estimate"], thirds["num"]) == (2 / 3, 3), "successes are whole"
 
 
 def test_a_share_of_nothing_is_refused():
@@ -60,7 +69,7 @@ def test_the_right_one_of_some_choices_is_worth_its_share_of_their_probability()
     # Two values log 2 apart: their deviation is log 2 / sqrt(2), that of the mean sqrt(2) less.
     assert scores.nats_standard_error == pytest.approx(math.log(2) / 2)
     assert (scores.chance, scores.chance_nats) == (pytest.approx(1 / 3), pytest.approx(math.log(3)))
-    assert list(scores.as_json()) == list(ChoiceScores.columns)
+    assert scores.as_json()["share"] == Share(num=2, share=0.5).as_json()
 
 
 def test_nats_common_to_all_choices_are_nobodys_merit():

@@ -70,7 +70,7 @@ def test_scores_are_plain_values(judge: EditJudge) -> None:
     sources, targets, own = pairs()
     written = judge.score(targets, sources, own).as_json()
     assert written["nearest"]["style"]["num"] == 6
-    assert written["at_5"]["share"] == 1
+    assert written["at_5"] == {"estimate": 1, "low": 1, "high": 1, "num": 6}
 
 
 def test_a_tie_is_no_success() -> None:

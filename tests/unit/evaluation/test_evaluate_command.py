@@ -122,6 +122,7 @@ def test_without_a_recipe_the_data_set_must_be_given(run_dir, tmp_path):
     [
         (["--num-samples", 0], "--num-samples is 0"),
         (["--inception-weights", "x", "--part", "validation"], "a judge never chooses"),
+        (["--clip-weights", "x"], "a 'latentlm', whose pictures have no captions; leave --clip-weights out"),
         (["--num-samples", 5000], "5000 samples were asked for, but the part test has 539"),
         (["--num-samples", 20, "--inception-weights", "nowhere.pth"], "there is no file nowhere.pth"),
     ],

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from document_pipelines import DIGIT_POOL
+from fake_inception import put_in_place
+from tiny_clip import save_tiny_clip
 from tiny_documents import tiny_multimodal_recipe
 from tiny_judges import tiny_judges
 
@@ -88,7 +90,7 @@ def test_all_measures_are_printed_and_written_with_their_numbers_and_baselines(
     ):
         assert printed.count(f"{heading}\n") == 1
     majority = content["result"]["questions"]["which"]["majority"]
-    assert f"{majority['share']:.1%} ± {majority['standard_error']:.1%} |" in printed
+    assert f"{majority['estimate']:.1%} [{majority['low']:.1%}, {majority['high']:.1%}] |" in printed
     assert "| another's (blind) | 8 |" in printed
     assert "Test documents of seed 3" in printed
     assert "trained for 2 steps" in printed
@@ -104,6 +106,45 @@ def test_a_model_kept_on_the_way_is_measured_as_such(run_dir: Path, tmp_path: Pa
     assert kept["result"]["trained"]["steps"] == 1
     assert kept["result"]["image_to_text"] == last["result"]["image_to_text"]
     assert not (tmp_path / "model" / "pictures.png").exists()
+
+
+def test_weights_that_the_user_brings_add_their_scores_of_drawn_and_real_pictures(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = save_tiny_clip(pytest.importorskip("transformers"), tmp_path)
+    put_in_place(monkeypatch)
+    (tmp_path / "inception.pth").write_bytes(b"")
+    command = [run_dir / "model", "--measures", "text_to_image", "--num-samples", 30, "--steps", 2]
+    brought = ["--clip-weights", clip, "--inception-weights", tmp_path / "inception.pth"]
+    assert call(*command, *brought, "--out", tmp_path / "scores") == 0
+    content = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert content["options"]["clip_weights"] == str(clip)
+    drawn = content["result"]["text_to_image"]
+    rows = ["scores", "floor", "ceiling"]
+    assert list(drawn["clip"]) == list(drawn["inception"]) == rows
+    assert [drawn["clip"][row]["num_pictures"] for row in rows] == [30] * 3
+    assert drawn["inception"]["floor"]["fid"] < drawn["inception"]["scores"]["fid"], "an untrained model draws noise"
+    page = (tmp_path / "scores" / "scores.md").read_text()
+    assert f"| real test pictures | 30 | {drawn['clip']['floor']['clip_score']:.2f} |" in page
+    assert f"| drawn | {drawn['inception']['scores']['fid']:.2f} |" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--clip-weights", "nowhere"], r"no file nowhere/config\.json; the CLIP score reads a folder"),
+        (["--inception-weights", "nowhere.pth"], r"--inception-weights: there is no file nowhere\.pth"),
+        (["--clip-weights", "x", "--measures", "text"], "--clip-weights scores pictures of captions, but --measures"),
+        (["--inception-weights", "x", "--measures", "text"], "--inception-weights scores pictures of captions"),
+    ],
+)
+def test_weights_that_are_not_there_or_have_nothing_to_see_are_refused_before_anything_is_measured(
+    run_dir: Path, tmp_path: Path, judged: list[Any], flags: list[str], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        call(run_dir / "model", "--out", tmp_path / "scores", *flags)
+    assert not judged
+    assert not (tmp_path / "scores").exists()
 
 
 def test_judges_of_several_pools_are_trained_on_what_the_image_tokenizer_saw(

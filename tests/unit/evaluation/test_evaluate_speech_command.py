@@ -109,6 +109,7 @@ def test_a_model_that_speaks_is_scored_in_voices_that_it_never_heard(
         ("tokenizer", ["--speakers", "new"], "there is no --speakers"),
         ("speaker", ["--part", "validation"], "there is no --part validation"),
         ("speaker", ["--measures", "text"], "there is no --measures"),
+        ("speaker", ["--clip-weights", "x"], "there is no --clip-weights"),
         ("speaker", ["--option", "judge=1"], "judges"),
     ],
 )

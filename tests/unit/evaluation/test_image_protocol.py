@@ -84,7 +84,8 @@ def test_every_score_says_worse_of_worse_samples_and_the_floor_is_between_nothin
     real = floor(judges, 300)
     assert clean.accuracy > noisy.accuracy > bad.accuracy
     assert clean.classifier_score > bad.classifier_score
-    for name in ("frechet", "frechet_second_space", "kernel", "high_frequency", "nearest_train_distance"):
+    distances = ("frechet", "frechet_second_space", "kernel", "kernel_second_space")
+    for name in (*distances, "high_frequency", "nearest_train_distance"):
         assert getattr(clean, name) < getattr(noisy, name) < getattr(bad, name), name
         # Copies repeat some pictures: a little worse than the floor, and far better than noise.
         assert abs(getattr(clean, name) - getattr(real, name)) < 0.5 * abs(getattr(bad, name) - getattr(real, name))

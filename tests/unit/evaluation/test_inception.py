@@ -1,39 +1,19 @@
 """FID and Inception score: refusals, and the wiring to torch-fidelity by a stand-in of the same interface."""
 
 import sys
-from types import ModuleType
 
 import pytest
 import torch
+from fake_inception import LIBRARY, put_in_place
 
 from latentlm.evaluation.classifier import classifier_score
 from latentlm.evaluation.distances import frechet_distance
 from latentlm.evaluation.inception import InceptionJudge
 
-ROOT = "torch_fidelity"
-
-
-class StandIn:
-    """Takes uint8 RGB as torch-fidelity's extractor does, and returns one tensor per requested layer."""
-
-    def __init__(self, name, features_list, feature_extractor_weights_path=None):
-        assert features_list == ["2048", "logits_unbiased"]
-        assert feature_extractor_weights_path is not None, "the library would download weights"
-        self.weights = feature_extractor_weights_path
-
-    def __call__(self, images):
-        assert images.dtype == torch.uint8
-        assert images.shape[1:] == (3, 4, 4)
-        flat = images.flatten(1).float() / 255
-        return flat[:, :5], flat[:, :7] * 9
-
 
 @pytest.fixture
 def library(monkeypatch) -> None:
-    module = ModuleType(f"{ROOT}.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = StandIn  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, ROOT, ModuleType(ROOT))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    put_in_place(monkeypatch)
 
 
 def images(count: int, seed: int) -> torch.Tensor:
@@ -71,7 +51,7 @@ def test_a_missing_file_is_refused_before_anything_else(tmp_path):
 
 
 def test_a_missing_library_names_extra_and_flag(monkeypatch, tmp_path):
-    for name in (ROOT, f"{ROOT}.feature_extractor_inceptionv3"):
+    for name in (LIBRARY, f"{LIBRARY}.feature_extractor_inceptionv3"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it then fails as if it were not installed
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(ImportError, match=r"latentlm\[fid\].*--inception-weights FILE"):

@@ -37,6 +37,20 @@ from latentlm.evaluation.vqa import majority_baseline, normalize_answer, score_a
         ("twas", "'twas"),
         ("oclock", "o'clock"),
         ("$5 & 50%", "$5 & 50%"),
+        # What the official script (vqaEval.py of GT-Vision-Lab/VQA, 2021) makes of its own corners.
+        ("t-shirt", "t shirt"),
+        ("t -shirt x-ray", "t shirt xray"),  # a sign that touches a space anywhere leaves none behind
+        ("black - white - grey-ish", "black white greyish"),
+        ("stop!now ?", "stop now"),  # and another sign does not care
+        ("cat,dog", "cat dog"),
+        ("1,000 red/blue", "1000 redblue"),  # nor does any sign beside a long number
+        ("10,000-20,000", "1000020000"),
+        ("what's up?ok", "what's up ok"),
+        ("Two\tDogs\n", "2 dogs"),
+        ("a/the", ""),
+        ("somebody'd", "somebodyd"),  # the wrong way round there
+        ("Im", "im"),
+        ("." * 40 + "x", "." * 8 + "x"),  # 32 periods at most
     ],
 )
 def test_answers_are_normalised_by_the_published_rules(answer, expected):
@@ -57,10 +71,18 @@ def by_the_definition(answer: str, references: list[str]) -> float:
 @pytest.mark.parametrize("matches", range(11))
 def test_accuracy_is_the_mean_over_the_left_out_annotators(matches):
     references = ["red"] * matches + ["blue"] * (10 - matches)
-    value = vqa_accuracy("Red.", references)
+    value = vqa_accuracy("red", references)
     assert value == pytest.approx(by_the_definition("red", references))
     # The values that papers quote for ten annotators.
     assert value == pytest.approx([0, 0.3, 0.6, 0.9, 1][min(matches, 4)])
+
+
+def test_nothing_is_normalised_where_all_annotators_wrote_the_same():
+    assert vqa_accuracy("Red.", ["red"] * 10) == 0
+    assert vqa_accuracy(" red\n", ["red"] * 9 + ["red "]) == 1
+    assert vqa_accuracy("two", ["2"] * 10) == 0
+    assert vqa_accuracy("Red.", ["red"] * 9 + ["blue"]) == 1
+    assert vqa_accuracy("red", ["Red"] * 9 + ["red"]) == 1
 
 
 def test_one_reference_is_matched_exactly_after_normalisation():

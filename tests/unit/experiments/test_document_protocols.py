@@ -15,16 +15,16 @@ import torch
 from document_pipelines import DIGIT_POOL, DIGITS, NAMES, Scripted
 from experiment_paths import shown_paths
 from PIL import Image
+from tiny_document_kinds import recipe_of_kind
 from tiny_documents import tiny_multimodal_recipe
 from tiny_judges import tiny_judges
-from tiny_models import tiny_image_tokenizer, tiny_vq_image_tokenizer
+from tiny_models import tiny_image_tokenizer
 
-from latentlm.catalog import KINDS, build, load
+from latentlm.catalog import build, load
 from latentlm.cli.protocols import PROTOCOLS
-from latentlm.config import from_mapping, to_mapping
 from latentlm.data import open_images
 from latentlm.data.documents.composed import ComposedDataConfig
-from latentlm.evaluation.document_pictures import asked_labels
+from latentlm.evaluation.document_pictures import asked_labels, own_pictures
 from latentlm.evaluation.document_protocol import task_documents
 from latentlm.evaluation.judges import Judges
 from latentlm.experiments import document_run
@@ -51,9 +51,6 @@ SMALL = {
     "batch_size": 20,
     "dual_encoder": {"num_steps": 2, "width": 8, "text_width": 8, "num_features": 8},
 }
-
-
-SHARED_BY_RECIPES = ("sources", "text_tokenizer", "max_length", "optim", "trainer")
 
 
 class PowerCutError(Exception):
@@ -145,7 +142,14 @@ def test_every_measure_of_a_run_is_recorded_with_its_numbers(make_context: MakeC
     for scores in result["few_shot"].values():
         likelier = scores["likelier"]["model"]
         assert (scores["chance"], likelier["chance"], likelier["num"]) == (0.5, 0.5, SMALL["num_few_shot"])
-    assert result["switching"]["both"]["everything"]["num"] == SMALL["num_switching"]
+    rows = ("captions", "stories", "to_picture", "to_text")
+    assert [result["switching"][row]["everything"]["num"] for row in rows] == [3, 3, SMALL["num_switching"], 3]
+    assert result["switching"]["closes_by_construction"] is False
+    # Shares have intervals.
+    accuracy = drawn["scores"]["all"]["accuracy"]
+    assert accuracy["low"] <= accuracy["estimate"] <= accuracy["high"]
+    assert list(drawn["consistency"]["real_test"]["at_1"]) == list(accuracy) == ["estimate", "low", "high", "num"]
+    assert result["captions"]["model"]["class_named"]["num"] == SMALL["num_captions"]
     # What the pages of experiments show is there; the garments of one of them are no pool of this run.
     for name in ("documents_table3", "documents_tokens", "documents_few_shot"):
         paths = [path for path in shown_paths(name, "document_model") if ".garment." not in path]
@@ -157,31 +161,29 @@ def test_every_measure_of_a_run_is_recorded_with_its_numbers(make_context: MakeC
 def test_other_kinds_of_model_are_measured_alike(
     kind: str, make_context: MakeContext, run: Any, tmp_path: Path
 ) -> None:
-    if kind == "vq_mllm":
-        tiny_vq_image_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    else:
-        tiny_image_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    model: dict[str, Any] = {
-        "vocabulary": {"switch_tokens": True},
-        "transformer": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24},
-    }
-    few_steps = {"solver": {"num_inference_steps": 2}}
-    own = {
-        "vq_mllm": {"model": model},
-        "transfusion": {"model": model | {"image": {"latent_dim": 6}}, "generation": few_steps},
-    }
-    shared = {name: value for name, value in to_mapping(run.recipe).items() if name in SHARED_BY_RECIPES}
-    mapping = {**shared, **own[kind], "kind": kind, "tokenizer": str(tmp_path / "tokenizer")}
-    objective, _, recipe = build(from_mapping(KINDS[kind].recipe_class, mapping))
+    objective, _, recipe = build(recipe_of_kind(kind, run.recipe, tmp_path))
     objective.save_pretrained(tmp_path / "run" / "model")
-    measures = ["text", "image_to_text", "captions", "switching"]  # by the objective, and by each way of asking
-    context = replace(make_context({**SMALL, "measures": measures}, recipe=recipe), run_dir=tmp_path / "run")
+    trials = [{"cfg_scale": 1.0}, {"cfg_scale": 2.0}]
+    context = replace(make_context({**SMALL, "trials": trials}, recipe=recipe), run_dir=tmp_path / "run")
     result = measure(context)
     json.dumps(result, allow_nan=False)
-    assert list(result) == [*measures, "trained", "parameters", "seconds"]
+    assert list(result) == [*MEASURES, "trained", "parameters", "seconds"]
     # The same documents of the same text tokenizer: as many targets, whatever pictures are to a model.
     counts = [result["image_to_text"][name]["num_targets"] for name in ("model", "blind")]
     assert counts == [sum(len(text) + 1 for text in captions_of_test(context))] * 2
+    drawn = result["text_to_image"]
+    assert [trial["changes"] for trial in drawn["trials"]] == trials
+    assert all(math.isfinite(trial["selector_frechet"]) for trial in drawn["trials"])
+    assert drawn["scores"]["all"]["num_images"] == SMALL["num_pictures"]
+    assert result["questions"]["which"]["model"]["num"] == SMALL["num_questions"]
+    assert result["few_shot"]["4"]["likelier"]["model"]["num"] == SMALL["num_few_shot"]
+    switching = result["switching"]
+    assert switching["closes_by_construction"] is (kind == "transfusion")
+    if kind == "transfusion":  # what it opens has the right length
+        assert switching["to_picture"]["closes"]["estimate"] == switching["to_picture"]["opens"]["estimate"]
+    for name in ("documents_table3", "documents_few_shot"):
+        paths = [path for path in shown_paths(name, "document_model") if ".garment." not in path]
+        assert [path for path in paths if look_up(result, path) is None] == []
 
 
 def captions_of_test(context: MeasureContext) -> list[str]:
@@ -268,9 +270,25 @@ def test_drawn_pictures_have_the_labels_of_their_captions(make_context: MakeCont
     context = make_context({**DRAWING, "trials": [{"cfg_scale": 1.0}]}, load=noisy_copier(judges, []))
     measure(context)
     options = DocumentModelOptions(num_pictures=40)
-    asked = DocumentRun(context, options, build).asked("caption_to_image", 40)
+    asked = DocumentRun(context, options, build).to_draw(40)
     labels = asked_labels([one.fields for one in asked], {"digit": range(10)})
     assert [NAMES[label] in one.prompt[0] for label, one in zip(labels, asked, strict=True)] == [True] * 40
+
+
+def test_the_floor_shows_no_picture_twice(make_context: MakeContext, judges: Judges) -> None:
+    many = 300
+    run = DocumentRun(make_context(SMALL, load=noisy_copier(judges, [])), DocumentModelOptions(), build)
+    floor = own_pictures(run.to_draw(many), {"digit": range(10)})
+    found = {place for image in floor.images for place in same_as(image, judges.test.images)[:1]}
+    assert len(found) == many
+    # With replacement some hundred of the 539 test pictures come again.
+    repeated = own_pictures(run.asked("caption_to_image", many), {"digit": range(10)})
+    assert len({place for image in repeated.images for place in same_as(image, judges.test.images)[:1]}) < many - 30
+
+
+def same_as(image: torch.Tensor, images: torch.Tensor) -> list[int]:
+    """Places of equal pictures."""
+    return (images == image).flatten(1).all(dim=1).nonzero()[:, 0].tolist()
 
 
 def test_a_setting_that_cannot_be_drawn_is_recorded_and_not_chosen(make_context: MakeContext, judges: Judges) -> None:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentlm.evaluation.intervals import Interval, bootstrap_ratio
 from latentlm.evaluation.speech.interfaces import (
     Clips,
     SpeakerEncoder,
@@ -29,7 +30,6 @@ from latentlm.evaluation.speech.interfaces import (
     refuse_silence,
     resample,
 )
-from latentlm.evaluation.speech.intervals import Interval, bootstrap_ratio
 from latentlm.evaluation.speech.log_mel import LogMel
 from latentlm.evaluation.speech.recordings import Recordings
 

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from latentlm.evaluation.intervals import bootstrap_ratio
 from latentlm.evaluation.speech.codecs import Codec
 from latentlm.evaluation.speech.interfaces import Recogniser
-from latentlm.evaluation.speech.intervals import bootstrap_ratio
 from latentlm.evaluation.speech.speakers import SpeakerCalibration, SpeakerJudge
 from latentlm.evaluation.speech.tts_scores import (
     LONGEST,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latentlm.evaluation.speech.intervals import Interval
+from latentlm.evaluation.intervals import Interval
 from latentlm.evaluation.speech.speakers import SimilarityScores
 from latentlm.evaluation.speech.tts_trials import Origin, Protocol
 from latentlm.evaluation.speech.word_errors import WordErrors

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latentlm.evaluation.speech.intervals import Interval, bootstrap_ratio
+from latentlm.evaluation.intervals import Interval, bootstrap_ratio
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _NOT_A_WORD = re.compile(r"[^\w\s']|_")
