@@ -502,8 +502,8 @@ def test_plan_counts_a_tokenizer_of_sound_by_the_second(capsys: pytest.CaptureFi
     flags = ["--tokenizer.channels", "[8]", "--tokenizer.depths", "[0]", "--tokenizer.strides", "[]"]
     assert main(["plan", "speech_digits_tokenizer.yaml", *flags]) == 0
     found = numbers_of(capsys.readouterr().out)
-    # 160 frames of a spectrum with 129 frequencies a second; kernels of 7 between 8 channels and 32 dimensions.
-    assert found["encode"] == pytest.approx(2 * 160 * (2 * 129 * 8 + 7 * 8 * 32), rel=0.05)
+    # 160 frames of 129 levels and two numbers of pitch a second; kernels of 7 between 8 channels and 32 dimensions.
+    assert found["encode"] == pytest.approx(2 * 160 * ((129 + 2) * 8 + 7 * 8 * 32), rel=1e-3)
     assert found["training, forward and backward, reconstruction only"] == pytest.approx(
         3 * (found["encode"] + found["decode"]), rel=1e-3
     )

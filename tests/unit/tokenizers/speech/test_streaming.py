@@ -14,14 +14,16 @@ from latentlm.tokenizers.speech import stream_through
 @given(sizes=st.lists(st.integers(0, 5 * HOP_LENGTH), min_size=1, max_size=6), quantized=st.booleans())
 def test_chunks_come_back_as_the_whole_does(design: str, sizes: list[int], quantized: bool) -> None:
     tokenizer = tiny_speech_codec(design) if quantized else tiny_speech_tokenizer(design)
+    if (
+        design == "harmonic"
+    ):  # random weights are ten times as loud as speech, and phases sum up how pitches are rounded
+        tokenizer.decoder.last.projection.weight.data.mul_(0.1)
     whole = sound(1, sum(sizes))
     back = torch.cat(list(stream_through(tokenizer, whole[0].split(sizes))))
     assert len(back) == sum(sizes)
     if sum(sizes):
         tokens = tokenizer.encode(whole) if quantized else tokenizer.encode(whole, sample=False)
-        # A phase sums up how pitches were rounded, and random weights are ten times as loud as speech.
-        tolerance = 1e-4 if design == "harmonic" else 1e-5
-        torch.testing.assert_close(back, tokenizer.decode(tokens, num_samples=sum(sizes))[0], atol=tolerance, rtol=0)
+        torch.testing.assert_close(back, tokenizer.decode(tokens, num_samples=sum(sizes))[0], atol=1e-5, rtol=0)
 
 
 def test_sound_comes_out_before_all_of_it_is_in() -> None:

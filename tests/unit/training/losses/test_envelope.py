@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 
 from latentlm.tokenizers.speech.harmonic import unit_hann_window
@@ -41,5 +40,3 @@ def test_too_short_a_recording_says_nothing_and_the_spectra_have_gradients() -> 
     distance()(power, torch.randn(2, 400)).sum().backward()
     assert power.grad is not None
     assert power.grad.isfinite().all()
-    with pytest.raises(RuntimeError):
-        distance()(power, torch.randn(3, 400))
