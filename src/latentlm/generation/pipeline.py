@@ -161,8 +161,10 @@ class LatentLMPipeline(ImagePipeline, DocumentPipeline):
             sampling: Solver and steps; without guidance, whose unconditional stream would know no past.
 
         Raises:
-            ValueError: If a label does not exist, or guidance is asked for.
+            ValueError: If a label does not exist, no picture is asked for, or guidance is.
         """
+        if num_pictures < 1:
+            raise ValueError(f"num_pictures is {num_pictures}; ask for one at least")
         if sampling.cfg_scale != 1:
             raise ValueError("the unconditional stream does not see earlier pictures: continue with cfg_scale 1")
         size = self.image_tokenizer.config.image_size

@@ -106,6 +106,10 @@ def test_pictures_are_continued_from_those_before_them(mixed: bool) -> None:
     assert not torch.allclose(continued([0, 2], given, [7, 8])[0], both[0], atol=1e-2), "so does the label"
     alone = continued([1, 2], None, [7, 8])
     torch.testing.assert_close(alone[:, 0], pipeline.draw_tokens([1, 2], [7, 8], sampling, (2, 2)))
+    with pytest.raises(ValueError, match="num_pictures is 0"):
+        continued([1, 2], given, [7, 8], count=0)
+    with pytest.raises(ValueError, match="10"):
+        continued([10], None, [7])
     with pytest.raises(ValueError, match="does not see earlier pictures"):
         pipeline.continue_pictures([1, 2], given, 3, seeds=[7, 8], sampling=pipeline.sampling_with({"cfg_scale": 2.0}))
 
