@@ -99,6 +99,7 @@ class Links(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Row], scales: Sequence[tuple[float, ...]]) -> "Links":
+        """The links of these rows; `scales` has one scale for each weaker stream of a row, weakest first."""
         links = cls([], [], [])
         for row, of_row in enumerate(scales):
             for number, scale in enumerate(of_row):

@@ -507,6 +507,7 @@ class _Opener:
     speech_tokenizer: AnySpeechTokenizer | None
 
     def pieces(self, name: str, part: Part, *, progress: bool) -> DocumentPieces:
+        """One part of a source as pieces that fit a row. Errors as in `open_recipe_documents`."""
         settings = self.recipe.sources[name].settings
         if isinstance(settings, SpeechSourceConfig):
             documents, reader = self._recordings(name, settings, part, progress), _NO_PICTURES
